@@ -1,0 +1,56 @@
+"""One clear line for bad input: the argument's name, what came, what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TinyhallError(ValueError):
+    """Bad input, a bad file, or a run that cannot go on. The message is one line; the command line exits with 2."""
+
+
+def describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def fail(name: str, value: Any, expected: str) -> TinyhallError:
+    return TinyhallError(f"{name}: expected {expected}, got {describe(value)}")
+
+
+def positive_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise fail(name, value, "a whole number of at least 1")
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    # `not value > 0` also refuses NaN.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise fail(name, value, "a finite number above 0")
+    return float(value)
+
+
+def floats(name: str, value: Any, *, ndim: int | None = None, finite: bool = True) -> Tensor:
+    """A float32 tensor with a batch axis, `[n, *shape]` and n >= 1."""
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        raise fail(name, value, "a float32 tensor")
+    if value.ndim < 2 or (ndim is not None and value.ndim != ndim) or value.shape[0] == 0:
+        raise fail(name, value, f"shape [n, {'*shape' if ndim is None else ', '.join(['.'] * (ndim - 1))}], n >= 1")
+    if finite and not bool(torch.isfinite(value).all()):
+        raise TinyhallError(f"{name}: expected finite values, got {int((~torch.isfinite(value)).sum())} that are not")
+    return value
+
+
+def window(value: Any, steps: int | None = None) -> tuple[int, int]:
+    """(a, b) stands for a <= t < b."""
+    ok = isinstance(value, (tuple, list)) and len(value) == 2 and all(type(v) is int for v in value)
+    if not ok or not 0 <= value[0] < value[1]:
+        raise fail("window", value, "two whole numbers (a, b) with 0 <= a < b")
+    if steps is not None and value[1] > steps:
+        raise fail("window", value, f"b <= {steps}, the schedule's number of steps")
+    return int(value[0]), int(value[1])

@@ -1,0 +1,29 @@
+"""Shape annotations. jaxtyping writes them and checks them in the tests; without it they are plain tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+else:
+    try:
+        from jaxtyping import Bool, Float, Int
+    except ImportError:
+
+        class _Plain:
+            def __class_getitem__(cls, item: Any) -> type:
+                return Tensor
+
+        Bool = Float = Int = _Plain
+
+__all__ = ["Bool", "Float", "Int", "Net", "Tensor", "torch"]
+
+
+class Net(Protocol):
+    """Anything that stands for a network: predicts the noise eps, of x's shape, from `x [n, *shape]` and `t [n]`."""
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor: ...

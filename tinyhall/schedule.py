@@ -1,0 +1,107 @@
+"""The forward process: how much signal and how much noise there is at each t."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from . import _check
+from ._typing import Float, Int, Tensor
+
+# Above this, x_T still carries data, and sampling that starts from N(0, I) starts in the wrong place.
+NOISE_AT_END = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A variance-preserving schedule of T steps; t = 0 is the cleanest state, t = T-1 pure noise.
+
+    Args:
+        betas: float64 `[T]`, each in (0, 1): the share of variance that step t replaces by noise (Ho et al. 2020, eq. 2).
+
+    Raises:
+        TinyhallError: betas of another shape, dtype or range, or a schedule whose last state is not noise
+            (`alpha_bar[-1] >= 1e-3`).
+    """
+
+    betas: Float[Tensor, " T"]
+    name: str = field(default="custom")
+
+    def __post_init__(self) -> None:
+        b = self.betas
+        if not isinstance(b, Tensor) or b.dtype != torch.float64 or b.ndim != 1 or len(b) == 0:
+            raise _check.fail("betas", b, "a float64 tensor of shape [T], T >= 1")
+        if not bool(((b > 0) & (b < 1)).all()):
+            raise _check.TinyhallError(f"betas: expected values in (0, 1), got {float(b.min())} to {float(b.max())}")
+        if float(self.alpha_bar[-1]) >= NOISE_AT_END:
+            raise _check.TinyhallError(
+                f"schedule: expected to end in noise, alpha_bar[-1] < {NOISE_AT_END}, got {float(self.alpha_bar[-1]):.3g} "
+                f"after {len(b)} steps; use more steps or a larger beta_end"
+            )
+
+    @classmethod
+    def linear(cls, beta_start: float = 1e-3, beta_end: float = 0.2, steps: int = 1000) -> Schedule:
+        """beta grows linearly from beta_start to beta_end. The defaults are those of the paper's Gaussians."""
+        steps = _check.positive_int("steps", steps)
+        for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise _check.fail(name, value, "a number in (0, 1)")
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+        return cls(betas, f"linear({beta_start:g}, {beta_end:g}, {steps})")
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+        """alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17), each beta at most max_beta."""
+        steps = _check.positive_int("steps", steps)
+        u = torch.arange(steps + 1, dtype=torch.float64) / steps
+        f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+        return cls((1 - f[1:] / f[:-1]).clamp(max=max_beta), f"cosine({steps})")
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+    @cached_property
+    def log_alpha_bar(self) -> Float[Tensor, " T"]:
+        # alpha_bar reaches 1e-47 on the paper's schedule: ratios of it are taken as differences of logarithms.
+        return torch.cumsum(torch.log1p(-self.betas), 0)
+
+    @cached_property
+    def alpha_bar(self) -> Float[Tensor, " T"]:
+        """The share of the data's variance that is left at t (Ho et al. 2020, eq. 4)."""
+        return self.log_alpha_bar.exp()
+
+    @cached_property
+    def _one_minus_alpha_bar(self) -> Float[Tensor, " T"]:
+        return -torch.expm1(self.log_alpha_bar)
+
+    def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """table[t] in x's dtype and on its device, shaped to multiply x."""
+        out = table.to(device=x.device, dtype=x.dtype)[t]
+        return out.view(-1, *[1] * (x.ndim - 1))
+
+    def q_sample(self, x0: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
+        """x_t given x_0 and the noise, all `[n, *shape]` (Ho et al. 2020, eq. 4)."""
+        a = self._at(self.alpha_bar.sqrt(), t, x0)
+        return a * x0 + self._at(self._one_minus_alpha_bar.sqrt(), t, x0) * eps
+
+    def predict_x0(self, x: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
+        """The x_0 that x_t and eps imply, `[n, *shape]`: q_sample solved for x_0.
+
+        Finite in float32 over the paper's schedule, yet about 1e23 near t = T-1: a quantity to look at, not to step through.
+        """
+        scale = self._at((-0.5 * self.log_alpha_bar).exp(), t, x)
+        return (x - self._at(self._one_minus_alpha_bar.sqrt(), t, x) * eps) * scale
+
+    def posterior(self, x0: Tensor, x: Tensor, t: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """Mean `[n, *shape]` and variance `[n, 1, ...]` of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7); at t = 0, x_0 and 0."""
+        log_prev = torch.cat([torch.zeros(1, dtype=torch.float64), self.log_alpha_bar[:-1]])
+        one_minus_prev = -torch.expm1(log_prev)
+        of_x0 = self.betas * (0.5 * log_prev).exp() / self._one_minus_alpha_bar
+        of_x = (1 - self.betas).sqrt() * one_minus_prev / self._one_minus_alpha_bar
+        variance = self.betas * one_minus_prev / self._one_minus_alpha_bar
+        return self._at(of_x0, t, x) * x0 + self._at(of_x, t, x) * x, self._at(variance, t, x)

@@ -1,0 +1,381 @@
+"""Training in the open: `train` yields every step, `fit` drives it with progress, checkpoints and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import _check, device as _device
+from ._typing import Float, Int, Tensor
+from .artifacts import read_tensors, write_tensors
+from .schedule import Schedule
+
+_ROWS_IN_CACHE = 2500  # 128 features of so many rows, forward and backward, stay in a last-level cache of 16 to 32 MB
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """What `train` yields after each optimiser step."""
+
+    step: int  # 1 after the first
+    loss: Float[Tensor, ""]  # mean squared error of eps, still on the device: float(loss) waits for it
+    run: Run
+
+
+@dataclass
+class Run:
+    """Everything that a training run must keep to go on as if it had never stopped."""
+
+    net: nn.Module
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
+    order: int  # seeds the shuffling of each epoch
+    settings: dict[str, Any]
+    step: int = 0
+    ema: dict[str, Tensor] | None = None
+    losses: list[float] = field(default_factory=list)  # one per `every` steps of fit
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to sample with: the moving average where there is one."""
+        return dict(self.net.state_dict()) if self.ema is None else self.ema
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file, written beside and renamed, so that a killed process leaves the last one whole."""
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in (self.ema or {}).items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
+        tensors["generator"] = self.generator.get_state()
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        note = {"settings": json.dumps(self.settings, sort_keys=True), "step": str(self.step), "order": str(self.order)}
+        write_tensors(path, tensors, note)
+
+    def load(self, path: str | Path) -> None:
+        """Takes up the state saved at `path`.
+
+        Raises:
+            TinyhallError: a file that is missing, damaged, or of a run with other settings.
+        """
+        tensors, note = read_tensors(path)
+        try:
+            settings, step, order = json.loads(note["settings"]), int(note["step"]), int(note["order"])
+        except (KeyError, ValueError) as error:
+            raise _check.TinyhallError(f"checkpoint: expected a training checkpoint, got another file at {path}") from error
+        for key in sorted(self.settings.keys() | settings.keys()):
+            if self.settings.get(key) != settings.get(key):
+                raise _check.TinyhallError(
+                    f"checkpoint: expected one with {key}={self.settings.get(key)!r}, got {settings.get(key)!r} in {path}"
+                )
+        try:
+            self._restore(tensors)
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+            raise _check.TinyhallError(f"checkpoint: expected the tensors of this network, got others in {path}") from error
+        self.step, self.order, self.losses = step, order, tensors["losses"].tolist()
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        state = self.optimizer.state_dict()
+        adam: dict[int, dict[str, Tensor]] = {}
+        for key, value in under("adam.").items():
+            index, _, name = key.partition(".")
+            adam.setdefault(int(index), {})[name] = value
+        generator = tensors["generator"]
+        self.net.load_state_dict(under("net."))
+        self.optimizer.load_state_dict({**state, "state": adam})
+        self.generator.set_state(generator)
+        if self.ema is not None:
+            ema = under("ema.")
+            if ema.keys() != self.ema.keys():
+                raise KeyError("ema")
+            self.ema = {k: v.to(self.ema[k].device) for k, v in ema.items()}
+
+
+def start(
+    net: nn.Module,
+    data: Tensor,
+    schedule: Schedule,
+    *,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    ema: float | None = None,
+    note: str = "",
+) -> Run:
+    """A run at step 0. `note` is any text that a checkpoint must agree on, such as a card's hash."""
+    _check.positive("lr", lr)
+    if ema is not None and not 0 < ema < 1:
+        raise _check.fail("ema", ema, "None or a number in (0, 1)")
+    settings = {
+        "batch_size": batch_size,
+        "lr": lr,
+        "ema": ema,
+        "schedule": schedule.name,
+        "data": _fingerprint(data),
+        "net": f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters",
+        "note": note,
+    }
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    average = None if ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
+    order = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    return Run(net, optimizer, generator, order, settings, ema=average)
+
+
+def _fingerprint(data: Tensor) -> str:
+    raw = data.detach().cpu().contiguous().numpy().tobytes()
+    return f"{tuple(data.shape)} sha256:{hashlib.sha256(raw).hexdigest()[:16]}"
+
+
+def train(
+    net: nn.Module,
+    data: Float[Tensor, "n *shape"],
+    schedule: Schedule,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    label: Int[Tensor, " n"] | None = None,
+    label_dropout: float = 0.0,
+    ema: float | None = None,
+    bf16: bool = False,
+    microbatch: int | None = None,
+    run: Run | None = None,
+) -> Iterator[TrainStep]:
+    """Fits the network to predict the noise (Ho et al. 2020, algorithm 1), one yield per optimiser step.
+
+    Args:
+        net: predicts eps; trained in place, on the device where it is.
+        data: float32 `[n, *shape]`; moved to that device once.
+        steps: the optimiser steps to reach, counted from the run's beginning.
+        batch_size: samples a step; a set that is smaller is used whole. Every epoch is shuffled anew.
+        lr: of Adam, constant.
+        generator: draws order, t and noise; on the network's device. The global generator is not touched.
+        label: classes `[n]`, handed to the network; `label_dropout` is the share of them replaced by -1, "no class".
+        ema: decay of a moving average of the weights; None for none.
+        bf16: autocast to bfloat16; worth it where `tinyhall.device.gains_bf16` says so.
+        microbatch: rows sent through the network at a time, their gradients added up; by default 2,500 for points on a
+            processor, where that keeps activations in cache, otherwise the whole batch.
+        run: a run to continue; without one, a new one.
+
+    Raises:
+        TinyhallError: bad arguments. A loss that is not finite is the caller's to judge; `fit` stops at it.
+    """
+    device = next(net.parameters()).device
+    _check.floats("data", data)
+    steps = _check.positive_int("steps", steps)
+    batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
+    if generator.device.type != device.type:
+        raise _check.TinyhallError(f"generator: expected one on {device}, the network's device, got {generator.device}")
+    if label is not None and (label.dtype != torch.int64 or tuple(label.shape) != (len(data),)):
+        raise _check.fail("label", label, f"int64 of shape [{len(data)}]")
+    run = run or start(net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, ema=ema)
+    if microbatch is None:
+        microbatch = _ROWS_IN_CACHE if device.type == "cpu" and data.ndim == 2 else batch_size
+    _check.positive_int("microbatch", microbatch)
+    return _steps(
+        run, data.to(device), None if label is None else label.to(device), schedule, steps, batch_size, label_dropout, ema, bf16,
+        microbatch,
+    )  # fmt: skip
+
+
+def _steps(
+    run: Run,
+    data: Tensor,
+    label: Tensor | None,
+    schedule: Schedule,
+    steps: int,
+    batch_size: int,
+    label_dropout: float,
+    ema: float | None,
+    bf16: bool,
+    microbatch: int,
+) -> Iterator[TrainStep]:
+    net, generator, device = run.net, run.generator, data.device
+    net.train()
+    per_epoch = len(data) // batch_size
+    epoch, shuffled = -1, torch.empty(0)
+    while run.step < steps:
+        if run.step // per_epoch != epoch:
+            epoch = run.step // per_epoch
+            # Seeded by the epoch, so that a resumed run deals the same batches without storing the order.
+            seed = torch.Generator(device).manual_seed((run.order + epoch) % 2**63)
+            shuffled = torch.randperm(len(data), generator=seed, device=device)
+        at = run.step % per_epoch * batch_size
+        rows = shuffled[at : at + batch_size]
+        x0 = data[rows]
+        t = torch.randint(schedule.steps, (batch_size,), generator=generator, device=device)
+        # Rows of a batch are exchangeable. Sorted by t, a microbatch holds few distinct ones (see MLP.time_features).
+        t = t.sort().values
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        part = None
+        if label is not None:
+            drop = torch.rand(batch_size, generator=generator, device=device) < label_dropout
+            part = label[rows].masked_fill(drop, -1)
+        loss = _gradients(net, schedule.q_sample(x0, t, eps), t, eps, part, microbatch, bf16)
+        run.optimizer.step()
+        run.step += 1
+        if run.ema is not None:
+            _average(run.ema, net, ema or 0.0, run.step)
+        yield TrainStep(run.step, loss, run)
+
+
+def _gradients(
+    net: nn.Module, x: Tensor, t: Tensor, eps: Tensor, label: Tensor | None, microbatch: int, bf16: bool
+) -> Float[Tensor, ""]:
+    """Leaves d(mean squared error)/d(weights) in .grad, summed over microbatches and processes; returns the error."""
+    for p in net.parameters():
+        p.grad = None
+    total = x.new_zeros(())
+    # Each process takes its share of the rows; all of them drew the same batch.
+    n, k, world = len(x), _device.rank(), _device.processes()
+    low, high = n * k // world, n * (k + 1) // world
+    for i in range(low, high, microbatch):
+        part = slice(i, min(i + microbatch, high))
+        with _device.autocast(x.device, bf16):
+            out = net(x[part], t[part]) if label is None else net(x[part], t[part], label[part])
+        loss = F.mse_loss(out.float(), eps[part], reduction="sum") / eps.numel()
+        loss.backward()
+        total += loss.detach()
+    if world > 1:
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
+        _device.sum_over_processes([*grads, total])
+        for p, g in zip(net.parameters(), grads, strict=True):
+            p.grad = g
+    return total
+
+
+@torch.no_grad()
+def _average(ema: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
+    decay = min(decay, (1 + step) / (10 + step))  # early weights are forgotten quickly
+    for name, value in net.state_dict().items():
+        if value.dtype.is_floating_point:
+            ema[name].lerp_(value, 1 - decay)
+        else:
+            ema[name].copy_(value)
+
+
+def fit(
+    net: nn.Module,
+    data: Float[Tensor, "n *shape"],
+    schedule: Schedule,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    label: Int[Tensor, " n"] | None = None,
+    label_dropout: float = 0.0,
+    ema: float | None = None,
+    bf16: bool | None = None,
+    microbatch: int | None = None,
+    compile: bool = False,
+    checkpoint: str | Path | None = None,
+    every: int = 1000,
+    note: str = "",
+    progress: bool = True,
+) -> Run:
+    """Drives `train` to the end: a bar with loss and steps a second, checkpoints, resume, and a clean stop.
+
+    Where `checkpoint` exists, the run goes on from it and ends in the bits of one that was never interrupted. On return the
+    network holds the weights to sample with (the moving average where `ema` is given).
+
+    Args:
+        bf16: None lets the device decide.
+        compile: `torch.compile` the network; pays from some thousand steps on, and needs a C++ compiler.
+        checkpoint: a file; written every `every` steps, at the end, and on SIGINT.
+        every: steps between checkpoints; also between entries of `Run.losses`, each a mean over that many steps.
+        note: what the checkpoint must agree on beside data, network and settings.
+        Others: as in `train`.
+
+    Raises:
+        TinyhallError: bad arguments, a checkpoint of another run, or a loss that is not finite.
+        KeyboardInterrupt: after SIGINT, once the checkpoint is written.
+    """
+    _check.floats("data", data)
+    _check.positive_int("every", every)
+    device = next(net.parameters()).device
+    batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
+    run = start(net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, ema=ema, note=note)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        run.load(path)
+    if compile:
+        net.compile()
+    bf16 = _device.gains_bf16(device) if bf16 is None else bf16
+    steps_left = train(
+        net, data, schedule, steps=steps, batch_size=batch_size, lr=lr, generator=generator, label=label,
+        label_dropout=label_dropout, ema=ema, bf16=bf16, microbatch=microbatch, run=run,
+    )  # fmt: skip
+
+    lead = _device.rank() == 0
+    recent = torch.zeros((), device=device)
+    since = run.step  # after a resume in between, the mean covers what this process saw
+    bar = _bar(steps, run.step, progress and lead)
+    with _Interrupt() as interrupt, bar:
+        for step in steps_left:
+            recent += step.loss
+            due = step.step % every == 0 or step.step == steps or interrupt.asked
+            if due or step.step % 100 == 0:
+                mean = float(recent) / (step.step - since)
+                if not math.isfinite(mean):
+                    raise _check.TinyhallError(
+                        f"loss: expected a finite number, got {float(step.loss)} by step {step.step}; "
+                        "the last checkpoint is as it was. Look at the data's range, or lower lr"
+                    )
+                bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+            bar.update()
+            if due:
+                if not interrupt.asked or step.step % every == 0:
+                    run.losses.append(float(recent) / (step.step - since))
+                    recent.zero_()
+                    since = step.step
+                if path is not None and lead:
+                    run.save(path)
+            if interrupt.asked:
+                raise KeyboardInterrupt(f"stopped at step {step.step}" + (f", saved in {path}" if path else ""))
+    if run.ema is not None:
+        net.load_state_dict(run.ema)
+    net.eval()
+    return run
+
+
+def _bar(steps: int, done: int, show: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=steps, initial=done, desc="training", unit="step", disable=not show, mininterval=0.5, leave=False)
+
+
+class _Interrupt:
+    """Turns SIGINT into a request, so that no step is cut in two. Only the main thread may listen to signals."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *exc: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
