@@ -96,7 +96,9 @@ class MLP(nn.Module):
         return features if index is None else [F.embedding(index, f) for f in features]
 
     def trunk(self, x: Tensor, time: list[Tensor]) -> Tensor:
-        h = self.project_in(x)
+        # Sampling multiplies whatever the network fails to predict by up to 1e23, and LayerNorm squares: an untrained network
+        # would overflow to NaN. No x that training shows comes near 1e15, so the bits of a trained network stay as they are.
+        h = self.project_in(x.clamp(-1e15, 1e15))
         for i in range(self.blocks):
             j = 0 if self.shared else i
             h = self.body[j](h, time[j])
