@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ else:
 __all__ = ["Bool", "Float", "Int", "Net", "Tensor", "torch"]
 
 
+@runtime_checkable
 class Net(Protocol):
     """Anything that stands for a network: predicts the noise eps, of x's shape, from `x [n, *shape]` and `t [n]`."""
 

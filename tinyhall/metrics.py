@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .schedule import Schedule
 
 
+@runtime_checkable
 class Metric(Protocol):
     """What `sample` asks of a metric."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -133,6 +133,7 @@ class hybrid:
         return first[:cut] + last[cut:]
 
 
+@runtime_checkable
 class Noise(Protocol):
     """Where a sampler's normal numbers come from."""
 
