@@ -146,7 +146,7 @@ class GaussianMixture:
         ends = ends[lengths.argsort(stable=True)].to(x.device)
         means = self.means.to(x.device)
         start, along = means[ends[:, 0]], means[ends[:, 1]] - means[ends[:, 0]]  # [pairs, dim]
-        x = x.double().nan_to_num(nan=1e9)
+        x = x.double().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)
         away = x[:, None] - start  # [n, pairs, dim]
         share = ((away * along).sum(-1) / along.square().sum(-1)).clamp(0, 1)
         gap = (away - share[..., None] * along).norm(dim=-1)
