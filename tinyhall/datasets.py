@@ -134,7 +134,7 @@ class GaussianMixture:
             gap = torch.cdist(part.double(), self.means.to(x.device), compute_mode="donot_use_mm_for_euclid_dist")
             d, m = gap.min(dim=1)
             modes.append(m)
-            distances.append((d / self.std).float().nan_to_num(nan=math.inf))  # NaN lies nowhere
+            distances.append((d / self.std).float().nan_to_num(nan=math.inf, posinf=math.inf))  # NaN lies nowhere
         return torch.cat(modes), torch.cat(distances)
 
     def _nearest_segment(self, x: Tensor) -> tuple[Tensor, Tensor]:
