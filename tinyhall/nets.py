@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import _check
+from . import _check, device as _device
 from ._typing import Float, Int, Net, Tensor
 
 
@@ -76,7 +76,12 @@ class MLP(nn.Module):
         """The predicted noise. `label` is taken for the common signature and must be None."""
         if label is not None:
             raise _check.fail("label", label, "None: this network knows no classes")
-        return self.trunk(x, self.time_features(t))
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return self.trunk(x, self.time_features(t))
+        # A sampler sends up to a million rows. In slices that fit the caches they take a third of the time, and a few MB.
+        rows = _device.ROWS_IN_CACHE
+        slices = zip(x.split(rows), t.split(rows), strict=True)
+        return torch.cat([self.trunk(xs, self.time_features(ts)) for xs, ts in slices])
 
     def time_features(self, t: Int[Tensor, " n"]) -> list[Tensor]:
         """What each distinct block adds for t: `[n, width]`, or `[1, width]` where every t is the same.

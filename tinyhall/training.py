@@ -22,8 +22,6 @@ from ._typing import Float, Int, Tensor
 from .artifacts import read_tensors, write_tensors
 from .schedule import Schedule
 
-_ROWS_IN_CACHE = 2500  # 128 features of so many rows, forward and backward, stay in a last-level cache of 16 to 32 MB
-
 
 @dataclass(frozen=True)
 class TrainStep:
@@ -184,7 +182,7 @@ def train(
         raise _check.fail("label", label, f"int64 of shape [{len(data)}]")
     run = run or start(net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, ema=ema)
     if microbatch is None:
-        microbatch = _ROWS_IN_CACHE if device.type == "cpu" and data.ndim == 2 else batch_size
+        microbatch = _device.ROWS_IN_CACHE if device.type == "cpu" and data.ndim == 2 else batch_size
     _check.positive_int("microbatch", microbatch)
     return _steps(
         run, data.to(device), None if label is None else label.to(device), schedule, steps, batch_size, label_dropout, ema, bf16,
