@@ -33,8 +33,8 @@ class Block(nn.Module):
         self.linear2 = nn.Linear(width, width, bias=False)
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
-        out = self.linear1(F.leaky_relu(self.norm1(h), 0.02)) + time
-        return h + self.linear2(F.leaky_relu(self.norm2(out), 0.02))
+        out = self.linear1(F.leaky_relu_(self.norm1(h), 0.02)) + time
+        return h + self.linear2(F.leaky_relu_(self.norm2(out), 0.02))
 
 
 class MLP(nn.Module):
