@@ -15,7 +15,8 @@ class TinyhallError(ValueError):
 def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    text = " ".join(repr(value).split())  # an array's repr has many lines
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
 def fail(name: str, value: Any, expected: str) -> TinyhallError:

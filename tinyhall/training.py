@@ -7,6 +7,7 @@ import json
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,7 @@ class Run:
     step: int = 0
     ema: dict[str, Tensor] | None = None
     losses: list[float] = field(default_factory=list)  # one per `every` steps of fit
+    seconds: float = 0.0  # of wall time in fit, interruptions left out
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to sample with: the moving average where there is one."""
@@ -58,6 +60,7 @@ class Run:
         tensors["generator"] = self.generator.get_state()
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         note = {"settings": json.dumps(self.settings, sort_keys=True), "step": str(self.step), "order": str(self.order)}
+        note["seconds"] = f"{self.seconds:.1f}"
         write_tensors(path, tensors, note)
 
     def load(self, path: str | Path) -> None:
@@ -69,6 +72,7 @@ class Run:
         tensors, note = read_tensors(path)
         try:
             settings, step, order = json.loads(note["settings"]), int(note["step"]), int(note["order"])
+            seconds = float(note.get("seconds", 0))
         except (KeyError, ValueError) as error:
             raise _check.TinyhallError(f"checkpoint: expected a training checkpoint, got another file at {path}") from error
         for key in sorted(self.settings.keys() | settings.keys()):
@@ -80,7 +84,7 @@ class Run:
             self._restore(tensors)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             raise _check.TinyhallError(f"checkpoint: expected the tensors of this network, got others in {path}") from error
-        self.step, self.order, self.losses = step, order, tensors["losses"].tolist()
+        self.step, self.order, self.losses, self.seconds = step, order, tensors["losses"].tolist(), seconds
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         def under(prefix: str) -> dict[str, Tensor]:
@@ -126,7 +130,7 @@ def start(
         "net": f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters",
         "note": note,
     }
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
     average = None if ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
     order = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     return Run(net, optimizer, generator, order, settings, ema=average)
@@ -323,6 +327,7 @@ def fit(
     recent = torch.zeros((), device=device)
     since = run.step  # after a resume in between, the mean covers what this process saw
     bar = _bar(steps, run.step, progress and lead)
+    began = time.perf_counter() - run.seconds
     with _Interrupt() as interrupt, bar:
         for step in steps_left:
             recent += step.loss
@@ -337,6 +342,7 @@ def fit(
                 bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
             bar.update()
             if due:
+                run.seconds = time.perf_counter() - began
                 if not interrupt.asked or step.step % every == 0:
                     run.losses.append(float(recent) / (step.step - since))
                     recent.zero_()
