@@ -1,0 +1,142 @@
+"""The trajectory variance against numpy's, on any window, order, chunking and shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from common import one_line, seeded
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyhall._check import TinyhallError
+from tinyhall.metrics import Metric, TrajectoryVariance
+from tinyhall.sampling import Step
+from tinyhall.schedule import Schedule
+
+
+def step(t: int, x0_hat: torch.Tensor) -> Step:
+    return Step(t, torch.zeros_like(x0_hat), x0_hat, torch.zeros_like(x0_hat))
+
+
+def scored(window: tuple[int, int], trajectory: dict[int, torch.Tensor], order: list[int]) -> torch.Tensor:
+    metric = TrajectoryVariance(window)
+    for t in order:
+        metric.update(step(t, trajectory[t]))
+    return metric.score()
+
+
+@given(data=st.data())
+def test_equals_numpy_on_any_window_order_stride_chunking_and_shape(data: st.DataObject) -> None:
+    steps = data.draw(st.integers(1, 20))
+    visited = data.draw(st.lists(st.integers(0, steps - 1), min_size=1, unique=True))  # any order, any stride
+    a = data.draw(st.integers(0, steps - 1))
+    b = data.draw(st.integers(a + 1, steps))
+    shape = data.draw(st.sampled_from([(1,), (2,), (3,), (1, 4, 4), (2, 3, 5)]))
+    n, offset = data.draw(st.integers(1, 6)), data.draw(st.sampled_from([0.0, 1.0, 1e4]))
+    g = seeded(data.draw(st.integers(0, 2**20)))
+    trajectory = {t: offset + torch.randn(n, *shape, generator=g) for t in visited}
+    inside = [t for t in visited if a <= t < b]
+    if not inside:
+        with pytest.raises(TinyhallError):
+            scored((a, b), trajectory, visited)
+        return
+    got = scored((a, b), trajectory, visited)
+    stacked = np.stack([trajectory[t].double().numpy() for t in inside])
+    expected = stacked.var(axis=0).reshape(n, -1).mean(axis=1)
+    assert got.dtype == torch.float32
+    assert got.shape == (n,)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-12)
+
+    cut = data.draw(st.integers(0, n))
+    halves = [{t: x[rows] for t, x in trajectory.items()} for rows in (slice(0, cut), slice(cut, n))]
+    chunked = torch.cat([scored((a, b), half, visited) for half in halves if len(half[visited[0]])])
+    assert torch.equal(chunked, got)
+
+
+def test_window_is_half_open() -> None:
+    trajectory = {t: torch.full((1, 1), float(t**3)) for t in range(10)}
+    got = scored((3, 6), trajectory, list(range(9, -1, -1)))
+    assert float(got) == pytest.approx(np.var([27, 64, 125]), rel=1e-6)
+
+
+def test_default_is_the_paper_s_last_ten_steps() -> None:
+    trajectory = {t: torch.randn(5, 2, generator=seeded(t)) for t in range(30)}
+    metric = TrajectoryVariance()
+    for t in range(29, -1, -1):
+        metric.update(step(t, trajectory[t]))
+    expected = np.stack([trajectory[t].double().numpy() for t in range(10)]).var(axis=0).mean(axis=1)
+    np.testing.assert_allclose(metric.score().numpy(), expected, rtol=1e-5)
+
+
+def test_states_near_the_end_of_float32() -> None:
+    trajectory = {t: 1e17 * torch.randn(3, 2, generator=seeded(t)) for t in range(6)}
+    expected = np.stack([x.double().numpy() for x in trajectory.values()]).var(axis=0).mean(axis=1)
+    np.testing.assert_allclose(scored((0, 6), trajectory, list(range(6))).numpy(), expected, rtol=1e-5)
+
+
+def test_one_step_scores_zero() -> None:
+    assert scored((0, 1), {0: torch.ones(3, 2)}, [0]).tolist() == [0, 0, 0]
+
+
+def test_reset_forgets() -> None:
+    metric = TrajectoryVariance((0, 2))
+    for t in (0, 1):
+        metric.update(step(t, torch.full((4, 1), 10.0 * t)))
+    assert metric.score().tolist() == [25.0] * 4
+    metric.reset()
+    for t in (0, 1):
+        metric.update(step(t, torch.full((2, 3), 2.0 * t)))
+    assert metric.score().tolist() == [1.0] * 2
+
+
+def test_update_keeps_no_reference() -> None:
+    """A sampler may reuse its buffers."""
+    x, metric = torch.zeros(2, 1), TrajectoryVariance((0, 3))
+    for t in range(3):
+        metric.update(step(t, x))
+        x += 1
+    np.testing.assert_allclose(metric.score().numpy(), np.var([0, 1, 2]), rtol=1e-6)
+
+
+def test_memory_does_not_grow_with_steps() -> None:
+    metric = TrajectoryVariance((0, 500))
+    for t in range(500):
+        metric.update(step(t, torch.ones(2, 2)))
+    held = [v for v in vars(metric).values() if isinstance(v, torch.Tensor)]
+    assert sum(v.numel() for v in held) == 2 * 4
+
+
+def test_names_tell_windows_apart() -> None:
+    assert isinstance(TrajectoryVariance(), Metric)
+    assert TrajectoryVariance((0, 10)).name != TrajectoryVariance((0, 5)).name
+    assert repr(TrajectoryVariance((2, 5))) == "TrajectoryVariance(window=(2, 5))"
+
+
+@pytest.mark.parametrize(
+    "window", [(5, 5), (6, 5), (-1, 5), (0,), (0, 1, 2), 10, (0.0, 10.0), (True, 5), "ab", None, (0, None)]
+)
+def test_refuses_a_bad_window(window: object, unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance(window)
+    one_line(caught.value, "window", "0 <= a < b", repr(window))
+
+
+def test_refuses_a_window_outside_the_schedule() -> None:
+    schedule = Schedule.linear(1e-3, 0.2, 100)
+    TrajectoryVariance((90, 100)).check(schedule)
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance((90, 101)).check(schedule)
+    one_line(caught.value, "window", "(90, 101)", "b <= 100")
+
+
+def test_refuses_an_empty_score_and_another_shape() -> None:
+    metric = TrajectoryVariance((0, 2))
+    metric.update(step(5, torch.ones(2, 1)))
+    with pytest.raises(TinyhallError) as caught:
+        metric.score()
+    one_line(caught.value, "window", "0 <= t < 2", "none")
+    metric.update(step(1, torch.ones(2, 1)))
+    with pytest.raises(TinyhallError) as caught:
+        metric.update(step(0, torch.ones(3, 1)))
+    one_line(caught.value, "step.x0_hat", "(2, 1)", "(3, 1)")
