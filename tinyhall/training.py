@@ -84,7 +84,7 @@ class Run:
             self._restore(tensors)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             raise _check.TinyhallError(f"checkpoint: expected the tensors of this network, got others in {path}") from error
-        self.step, self.order, self.losses, self.seconds = step, order, tensors["losses"].tolist(), seconds
+        self.step, self.order, self.seconds = step, order, seconds
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         def under(prefix: str) -> dict[str, Tensor]:
@@ -95,7 +95,11 @@ class Run:
         for key, value in under("adam.").items():
             index, _, name = key.partition(".")
             adam.setdefault(int(index), {})[name] = value
-        generator = tensors["generator"]
+        parameters = list(self.net.parameters())
+        for i, moments in adam.items():  # torch would take what does not fit, and fail in a later step
+            if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != parameters[i].shape:
+                raise KeyError(f"adam.{i}")
+        generator, losses = tensors["generator"], tensors["losses"].tolist()
         self.net.load_state_dict(under("net."))
         self.optimizer.load_state_dict({**state, "state": adam})
         self.generator.set_state(generator)
@@ -104,6 +108,7 @@ class Run:
             if ema.keys() != self.ema.keys():
                 raise KeyError("ema")
             self.ema = {k: v.to(self.ema[k].device) for k, v in ema.items()}
+        self.losses = losses
 
 
 def start(
