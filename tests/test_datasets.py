@@ -42,7 +42,9 @@ def test_diamond_is_that_of_the_paper() -> None:
     divisor = math.sqrt(0.05**2 + 8)
     # The 45-degree lattice: points (i + j, i - j), one unit of each sum, spacing sqrt(2) before division.
     expected = {(round((i + j) / divisor, 9), round((j - i) / divisor, 9)) for i in range(-2, 3) for j in range(-2, 3)}
-    assert {tuple(round(v, 9) + 0.0 for v in row) for row in mixture.means.tolist()} == {(a + 0.0, b + 0.0) for a, b in expected}
+    assert {tuple(round(v, 9) + 0.0 for v in row) for row in mixture.means.tolist()} == {
+        (a + 0.0, b + 0.0) for a, b in expected
+    }
     assert len(mixture.means) == 25
     assert mixture.std == pytest.approx(0.05 / divisor)
     assert mixture.nearest_spacing == pytest.approx(0.500, abs=5e-4)
@@ -105,7 +107,7 @@ def test_sampling_is_the_generator_s() -> None:
         (-math.inf, ELSEWHERE, None, None, math.inf),
     ],
 )
-def test_judge_on_a_line(x, kind, mode, pair, distance) -> None:  # noqa: ANN001
+def test_judge_on_a_line(x, kind, mode, pair, distance) -> None:
     mixture = GaussianMixture.line()
     said = mixture.judge(points((x,)))
     assert int(said.kind) == kind
@@ -277,7 +279,7 @@ def test_denoiser_is_the_score_of_the_noised_density() -> None:
         (lambda: GaussianMixture.line().judge([1.0]), ("x", "float32 tensor", "list")),
     ],
 )
-def test_errors(make, parts, unchecked) -> None:  # noqa: ANN001
+def test_errors(make, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         make()
     one_line(caught.value, *parts)

@@ -190,7 +190,7 @@ class TestTabulated:
         (lambda: MLP(2)(torch.zeros(1, 2), torch.zeros(1).long(), torch.zeros(1)), ("label", "None", "no classes")),
     ],
 )
-def test_errors(make, parts, unchecked) -> None:  # noqa: ANN001
+def test_errors(make, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         make()
     one_line(caught.value, *parts)

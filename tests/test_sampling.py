@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -22,7 +23,7 @@ MILD = Schedule.linear(1e-3, 0.2, 100)  # diffusers keeps float32 tables, which 
 PAPER = Schedule.linear()
 
 
-def double_tables(scheduler):  # noqa: ANN001, ANN201
+def double_tables(scheduler):
     """diffusers' tables in float64, by its own formulas: 1 - alpha_bar at t = 0 loses four digits in float32."""
     scheduler.betas = MILD.betas
     scheduler.alphas = 1 - MILD.betas
@@ -39,7 +40,7 @@ def start(n: int = 16, dim: int = 2) -> Tensor:
     return torch.randn(n, dim, generator=seeded(11))
 
 
-def compare(sampler, scheduler, times: Sequence[int], **options: object) -> None:  # noqa: ANN001
+def compare(sampler, scheduler, times: Sequence[int], **options: object) -> None:
     """Walks both from one start with one noise stream, and compares every state and every predicted x_0."""
     theirs, x, g = [], start(), seeded(12)
     for t in times:
@@ -93,7 +94,7 @@ def test_times_fall_from_noise_to_zero(make: Callable, steps: int | None) -> Non
         moves = make(steps=steps)(schedule)
         times = [m.t for m in moves]
         assert len(times) == (steps or 1000)
-        assert all(a > b for a, b in zip(times, times[1:], strict=False))
+        assert all(a > b for a, b in itertools.pairwise(times))
         if len(times) > 1:
             assert times[-1] == 0
         assert float(schedule.alpha_bar[times[0]]) < 1e-4  # starts in noise
@@ -103,7 +104,7 @@ def test_times_fall_from_noise_to_zero(make: Callable, steps: int | None) -> Non
 def test_short_samplers_skip_the_pure_noise() -> None:
     times = [m.t for m in ddim(steps=50)(PAPER)]
     assert float(PAPER.alpha_bar[times[0]]) < 1e-6 <= float(PAPER.alpha_bar[times[0] - 1])
-    assert max(a - b for a, b in zip(times, times[1:], strict=False)) <= times[0] / 49 + 1
+    assert max(a - b for a, b in itertools.pairwise(times)) <= times[0] / 49 + 1
 
 
 def test_moves_follow_the_posterior() -> None:
@@ -159,9 +160,11 @@ def test_ddim_draws_no_noise_and_a_given_start_is_used() -> None:
 
 
 @pytest.mark.parametrize("sampler", [ddpm(), ddpm("small"), ddim(0.5), hybrid(), ddim()])
-def test_equal_seeds_give_equal_bits(sampler) -> None:  # noqa: ANN001
+def test_equal_seeds_give_equal_bits(sampler) -> None:
     before = torch.get_rng_state()
-    a, b, c = (sample(MLP(2), MILD, 20, sampler=sampler, generator=seeded(s), metrics=[TrajectoryVariance()]) for s in (1, 1, 2))
+    a, b, c = (
+        sample(MLP(2), MILD, 20, sampler=sampler, generator=seeded(s), metrics=[TrajectoryVariance()]) for s in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(a.x, b.x)
     assert all(torch.equal(a.scores[k], b.scores[k]) for k in a.scores)
@@ -192,7 +195,9 @@ def test_start_is_standard_normal_and_noise_is_fresh() -> None:
 @pytest.mark.parametrize("batch", [1, 7, 16, 23, 40, 100])
 def test_chunked_equals_whole_for_images(batch: int) -> None:
     # 4,096 numbers a sample: noise comes in blocks of 16 samples, so these batches cut blocks in every way.
-    whole = sample(net, MILD, 40, shape=(1, 64, 64), sampler=ddpm(steps=4), generator=seeded(5), metrics=[TrajectoryVariance((0, 99))])
+    whole = sample(
+        net, MILD, 40, shape=(1, 64, 64), sampler=ddpm(steps=4), generator=seeded(5), metrics=[TrajectoryVariance((0, 99))]
+    )
     part = sample(
         net, MILD, 40, shape=(1, 64, 64), sampler=ddpm(steps=4), generator=seeded(5), metrics=[TrajectoryVariance((0, 99))],
         batch_size=batch,
@@ -223,7 +228,15 @@ def test_chunked_equals_whole_with_the_network() -> None:
 
 
 def test_scores_belong_to_their_samples() -> None:
-    out = sample(net, MILD, 30, shape=(2,), generator=seeded(8), metrics=[TrajectoryVariance(), TrajectoryVariance((20, 60))], batch_size=7)
+    out = sample(
+        net,
+        MILD,
+        30,
+        shape=(2,),
+        generator=seeded(8),
+        metrics=[TrajectoryVariance(), TrajectoryVariance((20, 60))],
+        batch_size=7,
+    )
     assert list(out.scores) == ["variance[0,10)", "variance[20,60)"]
     assert all(s.shape == (30,) for s in out.scores.values())
     again = {}
@@ -241,7 +254,7 @@ def test_scores_belong_to_their_samples() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("dim", [1, 2])
-def test_finite_over_the_paper_s_schedule(sampler, dim: int, unchecked: None) -> None:  # noqa: ANN001
+def test_finite_over_the_paper_s_schedule(sampler, dim: int, unchecked: None) -> None:
     """An untrained network predicts none of the noise, and the walk multiplies all of it by 1 / sqrt(alpha_bar)."""
     for step in reverse(MLP(dim), PAPER, (8, dim), sampler=sampler, generator=seeded(1)):
         assert bool(torch.isfinite(step.x).all()), step.t
@@ -249,7 +262,7 @@ def test_finite_over_the_paper_s_schedule(sampler, dim: int, unchecked: None) ->
         assert bool(torch.isfinite(step.eps).all()), step.t
 
 
-def width_by_recursion(sampler, std: float) -> float:  # noqa: ANN001
+def width_by_recursion(sampler, std: float) -> float:
     """The std that a sampler leaves of one Gaussian, over the true one: with the exact denoiser each step is affine in x."""
     variance = 1.0
     for t, keep, push, noise in sampler(PAPER):
@@ -262,15 +275,16 @@ def width_by_recursion(sampler, std: float) -> float:  # noqa: ANN001
 @pytest.mark.parametrize(
     ("sampler", "line", "grid"), [(ddpm(), 0.93, 0.62), (ddpm("small"), 0.78, 0.47), (ddim(), 0.83, 0.50)], ids=str
 )
-def test_the_exact_score_does_not_hallucinate_but_narrows(sampler, line: float, grid: float, unchecked: None) -> None:  # noqa: ANN001
+def test_the_exact_score_does_not_hallucinate_but_narrows(sampler, line: float, grid: float, unchecked: None) -> None:
     for mixture, measured, n in ((GaussianMixture.line(), line, 2500), (GaussianMixture.grid(), grid, 1000)):
         x = sample(mixture.denoiser(PAPER), PAPER, n, shape=mixture.shape, sampler=sampler, generator=seeded(13)).x
         assert bool(mixture.in_support(x).all())  # as of the data: 6e-7 of it lies outside, in one dimension
         gap = x.double() - mixture.means[mixture.judge(x).mode]
         width = float(gap.square().mean().sqrt()) / mixture.std
-        expected = width_by_recursion(sampler, mixture.std)
-        assert expected == pytest.approx(measured, abs=0.025)  # measured with 20,000 samples
-        assert width == pytest.approx(expected, rel=4 / math.sqrt(2 * gap.numel()))  # four standard errors
+        error = 1 / math.sqrt(2 * gap.numel())  # of a std, relative
+        assert width == pytest.approx(measured, rel=4 * error + 0.01)
+        if sampler != ddim():  # without noise each mode keeps the shape of its basin, which is no Gaussian
+            assert width == pytest.approx(width_by_recursion(sampler, mixture.std), rel=4 * error)
 
 
 def test_the_exact_score_finds_every_mode() -> None:
@@ -379,7 +393,7 @@ def walk(**changed: object) -> object:
         (lambda: ddpm(steps=2.5)(MILD), ("steps", "whole number", "2.5")),
     ],
 )
-def test_errors(make, parts, unchecked) -> None:  # noqa: ANN001
+def test_errors(make, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         make()
     one_line(caught.value, *parts)

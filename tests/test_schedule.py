@@ -135,7 +135,7 @@ def test_predict_x0_is_finite_at_every_t() -> None:
         (lambda: Schedule([0.1, 0.9]), ("betas", "float64 tensor", "list")),
     ],
 )
-def test_errors(make, parts, unchecked) -> None:  # noqa: ANN001
+def test_errors(make, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         make()
     one_line(caught.value, *parts)

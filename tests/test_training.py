@@ -170,7 +170,15 @@ def test_rows_keep_their_labels() -> None:
 @pytest.mark.parametrize(("dropout", "low", "high"), [(0.0, 0, 0), (0.3, 0.24, 0.36), (1.0, 1, 1)])
 def test_label_dropout(dropout: float, low: float, high: float) -> None:
     net = Recorder()
-    walk(net, torch.zeros(1000, 1), batch_size=1000, label=torch.arange(1000) % 10, label_dropout=dropout, steps=3, microbatch=1000)
+    walk(
+        net,
+        torch.zeros(1000, 1),
+        batch_size=1000,
+        label=torch.arange(1000) % 10,
+        label_dropout=dropout,
+        steps=3,
+        microbatch=1000,
+    )
     labels = torch.cat(net.label)
     assert low <= float((labels == -1).float().mean()) <= high
     assert bool((labels >= -1).all())
@@ -527,7 +535,7 @@ def bad(**changed: Any) -> Any:
         (lambda: walk(small(), DATA.half()), ("data", "float32", "float16")),
     ],
 )
-def test_errors(make, parts, unchecked) -> None:  # noqa: ANN001
+def test_errors(make, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         make()
     one_line(caught.value, *parts)
@@ -551,7 +559,9 @@ def test_start_describes_the_run() -> None:
     run = start(small(), DATA, SCHEDULE, batch_size=16, lr=1e-3, generator=seeded())
     assert run.step == 0
     assert run.losses == []
-    assert run.settings["data"] != start(small(), DATA + 1, SCHEDULE, batch_size=16, lr=1e-3, generator=seeded()).settings["data"]
+    assert (
+        run.settings["data"] != start(small(), DATA + 1, SCHEDULE, batch_size=16, lr=1e-3, generator=seeded()).settings["data"]
+    )
 
 
 @pytest.mark.slow

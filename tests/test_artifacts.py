@@ -1,0 +1,179 @@
+"""Files: written whole or not at all, and anything that is not what it should be is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from common import one_line, same_bits, seeded
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tinyhall import artifacts
+from tinyhall._check import TinyhallError
+from tinyhall.artifacts import load_weights, read_json, read_tensors, write, write_json, write_tensors
+from tinyhall.nets import MLP
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, MLP(1, width=8, generator=seeded(3)).state_dict(), {"card": "abc"})
+    return path
+
+
+def test_tensors_come_back(saved: Path) -> None:
+    tensors, note = read_tensors(saved)
+    assert same_bits(tensors, MLP(1, width=8, generator=seeded(3)).state_dict())
+    assert note == {"card": "abc"}
+
+
+def test_any_dtype_and_layout_comes_back(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {"t": base.T, "half": base.half(), "long": base.long(), "bool": base > 3, "scalar": base[0, 0], "row": base[1]}
+    write_tensors(tmp_path / "x", tensors)  # some share storage, which safetensors alone refuses
+    assert same_bits(read_tensors(tmp_path / "x")[0], tensors)
+
+
+def test_read_tensors_outlive_their_file(saved: Path) -> None:
+    tensors, _ = read_tensors(saved)
+    kept = {k: v.clone() for k, v in tensors.items()}
+    saved.write_bytes(b"\0" * saved.stat().st_size)
+    assert same_bits(tensors, kept)
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": {"x": "é"}}
+    write_json(tmp_path / "deep" / "er" / "x.json", value)
+    assert read_json(tmp_path / "deep" / "er" / "x.json") == value
+    assert list(json.loads((tmp_path / "deep" / "er" / "x.json").read_text())) == ["a", "b"]  # sorted: diffs stay small
+
+
+def test_json_takes_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def fail(part: Path) -> None:
+        part.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write(path, fail)
+    assert os.listdir(tmp_path) == ["x"]
+    assert path.read_text() == "old"
+    write(path, lambda part: part.write_text("new") and None)
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["x"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_missing(tmp_path: Path) -> None:
+    for read in (read_tensors, read_json):
+        with pytest.raises(TinyhallError) as caught:
+            read(tmp_path / "none")
+        one_line(caught.value, "artifact", "expected a file", str(tmp_path / "none"))
+        with pytest.raises(TinyhallError):
+            read(tmp_path)  # a folder
+
+
+def test_truncated_at_every_length(saved: Path) -> None:
+    content = saved.read_bytes()
+    for length in [*range(0, 64), *range(64, len(content), 37), len(content) - 1]:
+        saved.write_bytes(content[:length])
+        with pytest.raises(TinyhallError) as caught:
+            read_tensors(saved)
+        one_line(caught.value, "artifact", "whole safetensors file", str(saved))
+
+
+@given(st.binary(max_size=200))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_arbitrary_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(TinyhallError):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"\x80\x04K\x01.", b"PK\x03\x04", b"\xff" * 64, b""])
+def test_not_safetensors(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(TinyhallError) as caught:
+        read_tensors(path)
+    one_line(caught.value, "artifact", "safetensors", str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"not json", b"{'a': 1}"])
+def test_not_json(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(TinyhallError) as caught:
+        read_json(path)
+    one_line(caught.value, "artifact", "JSON", str(path))
+
+
+def test_too_large(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_LARGEST", 100)
+    with pytest.raises(TinyhallError) as caught:
+        read_tensors(saved)
+    one_line(caught.value, "artifact", "at most 100 bytes", str(saved))
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save(Trap(), path)
+    with pytest.raises(TinyhallError):
+        read_tensors(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_are_loaded(saved: Path) -> None:
+    net = MLP(1, width=8)
+    load_weights(net, saved)
+    assert same_bits(net.state_dict(), MLP(1, width=8, generator=seeded(3)).state_dict())
+
+
+def test_half_precision_is_widened(tmp_path: Path) -> None:
+    source = MLP(1, width=8, generator=seeded(3)).state_dict()
+    write_tensors(tmp_path / "x", {k: v.half() for k, v in source.items()})
+    net = MLP(1, width=8)
+    load_weights(net, tmp_path / "x")
+    for k, v in net.state_dict().items():
+        assert v.dtype == torch.float32
+        torch.testing.assert_close(v, source[k], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda w: w.pop("norm.weight"), ("norm.weight", "of shape (8,)", "absent")),
+        (lambda w: w.update(extra=torch.zeros(2)), ("extra", "absent", "(2,)")),
+        (lambda w: w.update({"norm.weight": torch.zeros(9)}), ("norm.weight", "(8,)", "(9,)")),
+        (lambda w: w.update({"time.bias": torch.full((8,), float("nan"))}), ("time.bias", "finite")),
+    ],
+)
+def test_weights_of_another_network_are_refused(saved: Path, change, parts: tuple[str, ...]) -> None:
+    weights, note = read_tensors(saved)
+    change(weights)
+    write_tensors(saved, weights, note)
+    net = MLP(1, width=8)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(TinyhallError) as caught:
+        load_weights(net, saved)
+    one_line(caught.value, "artifact", str(saved), *parts)
+    assert same_bits(net.state_dict(), before)

@@ -1,0 +1,90 @@
+"""The command line: bad input is one line on stderr and exit code 2; a card runs from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from common import run_python
+
+pytest.importorskip("tyro")
+
+from tinyhall.__main__ import main
+from tinyhall.artifacts import read_tensors
+from tinyhall.cards import get
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["train", "line321"], ("card", "line321", "line123")),
+        (["train", "line123", "--scale", "huge"], ("scale", "huge", "smoke, laptop, paper")),
+        (["sample", "line123", "--scale", "smoke", "--n", "0"], ("n", "at least 1", "0")),
+        (["sample", "line123", "--scale", "smoke", "--sampler", "euler"], ("sampler", "euler", "large")),
+        (["train", "line123", "--scale", "smoke", "--device", "abacus"], ("device", "abacus", "cpu")),
+    ],
+)
+def test_bad_input_exits_with_2(
+    argv: list[str], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    for part in ("tinyhall: ", *parts):
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    "argv", [["fly"], ["train"], ["train", "line123", "--steps", "5"], ["train", "line123", "--seed", "x"]]
+)
+def test_a_command_that_does_not_parse_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_exit_code_reaches_the_shell() -> None:
+    done = run_python("-m", "tinyhall", "train", "line321")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info", "--root", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "line123" in out
+    assert "torch" in out
+
+
+def test_train_then_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str], unchecked: None) -> None:
+    common = ["line123", "--scale", "smoke", "--quiet", "--runs", str(tmp_path / "runs")]
+    main(["train", *common])
+    assert "60 steps" in capsys.readouterr().out
+    drawn = []
+    for n in (1, 2):
+        main(["sample", *common, "--n", "40", "--sampler", "ddim-50", "--out", str(tmp_path / f"{n}")])
+        drawn.append(read_tensors(tmp_path / f"{n}"))
+    tensors, note = drawn[0]
+    assert tensors["x"].shape == (40, 1)
+    assert tensors["score"].shape == tensors["hallucinated"].shape == (40,)
+    assert note["card"] == get("line123", "smoke").hash
+    assert (tensors["x"] == drawn[1][0]["x"]).all()
+
+
+@pytest.mark.slow
+def test_reproduce_at_smoke_scale(tmp_path: Path) -> None:
+    command = ("-m", "tinyhall", "reproduce", "line123", "--scale", "smoke", "--quiet")
+    done = run_python(*command, "--runs", str(tmp_path / "runs"), "--root", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    place = tmp_path / "out" / "line123-smoke" / "seed0"
+    info = json.loads((place / "card.json").read_text())
+    assert info["hash"] == get("line123", "smoke").hash
+    metrics = json.loads((place / "metrics.json").read_text())
+    assert metrics["large"]["n"] == get("line123", "smoke").samples
+    assert not list(tmp_path.rglob("*.part"))

@@ -1,0 +1,63 @@
+"""The law of the samples by integration, against recursion, sampling and conservation of mass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import one_line, seeded
+
+from tinyhall._check import TinyhallError
+from tinyhall.datasets import GaussianMixture
+from tinyhall.density import law
+from tinyhall.sampling import ddim, ddpm, sample
+from tinyhall.schedule import Schedule
+
+SCHEDULE = Schedule.linear(1e-3, 0.2, 100)
+
+
+@pytest.mark.parametrize("sampler", [ddpm(), ddpm("small"), ddim(0.5)], ids=str)
+def test_of_one_gaussian_it_is_the_gaussian_of_the_affine_recursion(sampler) -> None:
+    mixture = GaussianMixture.line((1,), std=0.2)
+    found = law(mixture.denoiser(SCHEDULE), SCHEDULE, sampler=sampler)
+    mean, variance = 0.0, 1.0
+    for t, keep, push, noise in sampler(SCHEDULE):
+        bar = float(SCHEDULE.alpha_bar[t])
+        slope = (1 - bar) ** 0.5 / (bar * 0.04 + 1 - bar)
+        factor = keep + push * slope
+        mean, variance = factor * mean - push * slope * bar**0.5, factor**2 * variance + noise**2
+    assert float(found.mass.sum()) == pytest.approx(1, abs=1e-6)
+    at = float((found.places * found.mass).sum())
+    assert at == pytest.approx(mean, abs=1e-5)
+    assert float(((found.places - at) ** 2 * found.mass).sum()) == pytest.approx(variance, rel=1e-3)
+
+
+def test_equals_the_histogram_of_samples() -> None:
+    mixture = GaussianMixture.line((1, 2), std=0.1)
+    net = mixture.denoiser(SCHEDULE)
+    found = law(net, SCHEDULE, low=-5.0, high=6.0)
+    x = sample(net, SCHEDULE, 20_000, shape=(1,), generator=seeded(1)).x[:, 0]
+    edges = torch.linspace(0.5, 2.5, 41, dtype=torch.float64)
+    counts = torch.histogram(x.double(), edges).hist / 20_000
+    masses = found.density(edges) * edges.diff()
+    assert float((counts - masses).abs().max()) < 5 * (0.1 / 20_000) ** 0.5
+    centres = torch.tensor([1.0, 2.0])
+    inside = float(((x[:, None] - centres).abs().amin(1) > 0.15).float().mean())
+    assert found.outside(centres, 0.15) == pytest.approx(inside, abs=0.01)
+    assert found.outside(centres, 3.0) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"sampler": ddim()}, ("points", "smallest noise", "0")),
+        ({"points": 50}, ("points", "smallest noise", "0.306")),
+        ({"points": 0}, ("points", "at least 1", "0")),
+        ({"low": 2.0, "high": 1.0}, ("low < high", "2.0")),
+        ({"low": -7.0, "high": 1.5}, ("low, high", "all the mass")),
+    ],
+)
+def test_errors(options, parts, unchecked) -> None:
+    net = GaussianMixture.line((1, 2), std=0.1).denoiser(SCHEDULE)
+    with pytest.raises(TinyhallError) as caught:
+        law(net, SCHEDULE, **options)
+    one_line(caught.value, *parts)

@@ -1,0 +1,129 @@
+"""The filter and the figures about it, against counting by hand, scipy and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from common import one_line, seeded
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from tinyhall._check import TinyhallError
+from tinyhall.filtering import Filter, keep_k, split
+from tinyhall.stats import auroc, fraction, roc
+
+
+def labelled(seed: int, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    g = seeded(seed)
+    bad = torch.rand(n, generator=g) < 0.3
+    bad[0], bad[1] = True, False
+    scores = torch.randn(n, generator=g) + bad
+    return (scores * 4).round() / 4, bad  # rounded: ties
+
+
+@given(seed=st.integers(0, 200), share=st.floats(0.01, 1.0))
+def test_calibration_removes_the_share_and_no_more_than_it_must(seed: int, share: float) -> None:
+    scores, bad = labelled(seed)
+    chosen = Filter.calibrate(scores, bad, remove=share)
+    assert float((~chosen.keep(scores))[bad].float().mean()) >= share - 1e-6
+    higher = scores[bad & (scores > chosen.threshold)]
+    if len(higher):  # the next threshold up would remove too few
+        less = Filter(float(higher.min()))
+        assert float((~less.keep(scores))[bad].float().mean()) < share
+
+
+def test_calibration_by_hand() -> None:
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.35])
+    bad = torch.tensor([False, False, True, True, True, False])
+    chosen = Filter.calibrate(scores, bad, remove=2 / 3)
+    assert chosen.threshold == pytest.approx(0.4)
+    assert chosen.keep(scores).tolist() == [True, True, True, False, False, True]
+    report = chosen.report(scores, bad)
+    assert (report.removed.value, report.removed.n) == (2 / 3, 3)
+    assert (report.kept.value, report.kept.n) == (1.0, 3)
+    assert report.auroc.value == pytest.approx(8 / 9)
+
+
+def test_keep_drops_what_is_no_number() -> None:
+    assert Filter(1.0).keep(torch.tensor([0.5, 1.0, math.nan, math.inf])).tolist() == [True, False, False, False]
+
+
+def test_keep_k() -> None:
+    scores = torch.tensor([3.0, 1.0, 2.0, 1.0, 2.0])
+    assert keep_k(scores, 3).tolist() == [1, 2, 3]
+    assert keep_k(scores, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+@given(n=st.integers(2, 50), share=st.floats(0.01, 0.99), seed=st.integers(0, 20))
+def test_split_parts_everything_once(n: int, share: float, seed: int) -> None:
+    a, b = split(n, seeded(seed), share)
+    assert torch.equal(torch.cat([a, b]).sort().values, torch.arange(n))
+    assert min(len(a), len(b)) >= 1
+    assert abs(len(a) - n * share) <= 1
+    assert torch.equal(split(n, seeded(seed), share)[0], a)
+
+
+@given(seed=st.integers(0, 100))
+def test_auroc_and_roc_equal_scikit_learn(seed: int) -> None:
+    scores, bad = labelled(seed)
+    got = auroc(scores, bad)
+    assert got.value == pytest.approx(roc_auc_score(bad, scores), abs=1e-9)
+    u = mannwhitneyu(scores[bad], scores[~bad]).statistic / (int(bad.sum()) * int((~bad).sum()))
+    assert got.value == pytest.approx(u, abs=1e-9)
+    assert 0 <= got.low <= got.value <= got.high <= 1
+    assert got.n == 200
+    fpr, tpr = roc(scores, bad)
+    expected = roc_curve(bad, scores, drop_intermediate=False)
+    np.testing.assert_allclose(fpr, expected[0], atol=1e-12)
+    np.testing.assert_allclose(tpr, expected[1], atol=1e-12)
+
+
+def test_auroc_interval_covers() -> None:
+    """Two normals one std apart: the true value is Phi(1 / sqrt 2) = 0.7602; 95% of intervals hold it."""
+    hit = 0
+    for seed in range(200):
+        g = seeded(seed)
+        bad = torch.arange(120) < 40
+        found = auroc(torch.randn(120, generator=g) + bad, bad)
+        hit += found.low <= 0.7602 <= found.high
+    assert 180 <= hit <= 199
+
+
+def test_fraction_has_wilson_s_interval() -> None:
+    found = fraction(3, 50)
+    z, p, n = 1.959964, 3 / 50, 50
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert found.low == pytest.approx((middle - half) / (1 + z * z / n), abs=1e-6)
+    assert found.high == pytest.approx((middle + half) / (1 + z * z / n), abs=1e-6)
+    none = fraction(0, 50)
+    assert none.low == 0
+    assert 0.05 < none.high < 0.09
+    assert f"{found:.1%}" == "6.0% [2.1%, 16.2%]"
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: Filter.calibrate(torch.ones(3), torch.zeros(3).bool()), ("hallucinated", "at least one", "none")),
+        (lambda: Filter.calibrate(torch.ones(3), torch.ones(3).bool(), remove=0), ("remove", "(0, 1]", "0")),
+        (lambda: Filter.calibrate(torch.ones(3), torch.ones(4).bool()), ("(3,)", "(4,)")),
+        (lambda: Filter(1.0).report(torch.ones(3), torch.ones(3)), ("bool", "float32")),
+        (lambda: keep_k(torch.ones(3), 4), ("k", "at most 3", "4")),
+        (lambda: keep_k(torch.ones(3), 0), ("k", "at least 1", "0")),
+        (lambda: split(1, seeded()), ("n >= 2", "1")),
+        (lambda: split(5, seeded(), 1.0), ("share < 1", "1.0")),
+        (lambda: auroc(torch.tensor([1.0, math.nan]), torch.tensor([True, False])), ("scores", "NaN", "1")),
+        (lambda: auroc(torch.ones(2), torch.ones(2).bool()), ("both classes", "2 positive and 0 negative")),
+        (lambda: fraction(5, 4), ("k=5", "n=4")),
+        (lambda: fraction(0, 0), ("n >= 1", "n=0")),
+    ],
+)
+def test_errors(make, parts, unchecked) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        make()
+    one_line(caught.value, *parts)
