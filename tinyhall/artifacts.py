@@ -36,7 +36,11 @@ def write(path: str | Path, fill: Callable[[Path], None]) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write(path, lambda part: part.write_text(text) and None)
+
+    def fill(part: Path) -> None:
+        part.write_text(text)
+
+    write(path, fill)
 
 
 def read_json(path: str | Path) -> Any:
@@ -68,7 +72,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned: a mapped file that is replaced under a live tensor would change it.
-            return {k: file.get_tensor(k).clone() for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {k: file.get_tensor(k).clone() for k in file.keys()}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise _check.TinyhallError(f"artifact: expected a whole safetensors file, got {path} ({error})") from error
 

@@ -62,7 +62,7 @@ class GaussianCard:
                 raise _check.TinyhallError(f"scale: expected the paper's card, got one at {self.scale}")
             return self
         smaller: dict[str, Any] = {
-            "smoke": {"n": min(self.n, 2_000), "steps": 60, "batch_size": 500, "samples": 4_000},
+            "smoke": {"n": min(self.n, 2_000), "steps": 400, "batch_size": 500, "samples": 2_000},
             "laptop": {"steps": self.steps // 5, "batch_size": 2_500, "samples": 1_000_000},
         }[scale]
         return dataclasses.replace(self, scale=scale, **smaller)

@@ -33,8 +33,8 @@ class TrajectoryVariance:
 
         mean over dimensions of  1/|T| sum_t (x0_hat_t - mean_t x0_hat_t)^2
 
-    (section 4 of the paper; its code takes the last ten steps, `window=(0, 10)`). The sums are Welford's, so memory is two states
-    whatever T is, and steps may come in any order.
+    (section 4 of the paper; its code takes the last ten steps, `window=(0, 10)`). The sums are Welford's, so memory is two
+    states whatever T is, and steps may come in any order.
 
     Args:
         window: (a, b) in the schedule's t, a <= t < b.

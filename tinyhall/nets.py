@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import _check, device as _device
+from . import _check
+from . import device as _device
 from ._typing import Float, Int, Net, Tensor
 
 
@@ -97,7 +98,7 @@ class MLP(nn.Module):
             low = t.min()
             index, t = t - low, torch.arange(int(low), int(t.max()) + 1)
         hidden = F.leaky_relu(self.time(sinusoidal(t, self.width)), 0.02)
-        features = [block.time(hidden) for block in self.body]  # type: ignore[operator, union-attr]
+        features = [block.time(hidden) for block in self.body]  # type: ignore[operator]
         return features if index is None else [F.embedding(index, f) for f in features]
 
     def trunk(self, x: Tensor, time: list[Tensor]) -> Tensor:

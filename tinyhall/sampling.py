@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from . import _check, device as _device
+from . import _check
+from . import device as _device
 from ._typing import Float, Net, Tensor
 from .metrics import Metric
 from .schedule import Schedule
@@ -164,9 +165,7 @@ class _Blocks:
         self.device = device
 
     def randn(self, shape: Sequence[int]) -> Tensor:
-        parts = [
-            torch.randn(rows, *shape[1:], generator=g, device=self.device)[low:high] for g, rows, low, high in self.spans
-        ]
+        parts = [torch.randn(rows, *shape[1:], generator=g, device=self.device)[low:high] for g, rows, low, high in self.spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -175,7 +174,7 @@ def reverse(
     schedule: Schedule,
     shape: Sequence[int],
     *,
-    sampler: Sampler = ddpm(),  # noqa: B008 (frozen)
+    sampler: Sampler = ddpm(),
     generator: torch.Generator | Noise,
     x: Tensor | None = None,
     label: Tensor | None = None,
@@ -278,7 +277,7 @@ def sample(
     shape: Sequence[int] | None = None,
     metrics: Sequence[Metric] = (),
     batch_size: int | None = None,
-    sampler: Sampler = ddpm(),  # noqa: B008 (frozen)
+    sampler: Sampler = ddpm(),
     generator: torch.Generator,
     label: Tensor | None = None,
     guidance: float | None = None,

@@ -98,7 +98,10 @@ class Schedule:
         return (x - self._at(self._one_minus_alpha_bar.sqrt(), t, x) * eps) * scale
 
     def posterior(self, x0: Tensor, x: Tensor, t: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-        """Mean `[n, *shape]` and variance `[n, 1, ...]` of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7); at t = 0, x_0 and 0."""
+        """Mean `[n, *shape]` and variance `[n, 1, ...]` of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7).
+
+        At t = 0 they are x_0 and 0.
+        """
         log_prev = torch.cat([torch.zeros(1, dtype=torch.float64), self.log_alpha_bar[:-1]])
         one_minus_prev = -torch.expm1(log_prev)
         of_x0 = self.betas * (0.5 * log_prev).exp() / self._one_minus_alpha_bar

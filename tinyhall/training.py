@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import _check, device as _device
+from . import _check
+from . import device as _device
 from ._typing import Float, Int, Tensor
 from .artifacts import read_tensors, write_tensors
 from .schedule import Schedule
@@ -193,10 +194,8 @@ def train(
     if microbatch is None:
         microbatch = _device.ROWS_IN_CACHE if device.type == "cpu" and data.ndim == 2 else batch_size
     _check.positive_int("microbatch", microbatch)
-    return _steps(
-        run, data.to(device), None if label is None else label.to(device), schedule, steps, batch_size, label_dropout, ema, bf16,
-        microbatch,
-    )  # fmt: skip
+    label = None if label is None else label.to(device)
+    return _steps(run, data.to(device), label, schedule, steps, batch_size, label_dropout, ema, bf16, microbatch)
 
 
 def _steps(

@@ -1,0 +1,147 @@
+"""The command line: `python -m tinyhall train|sample|reproduce|info`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import tyro
+except ImportError:
+    print("tinyhall: the command line needs tyro: pip install 'tinyhall[cli]'", file=sys.stderr)
+    raise SystemExit(2) from None
+
+from . import _check
+
+
+@dataclass
+class Common:
+    """What every command over a card takes."""
+
+    card: tyro.conf.Positional[str]
+    """Which experiment; `info` lists them."""
+    scale: str | None = None
+    """smoke, laptop or paper; without it TINYHALL_SCALE, or else paper."""
+    seed: int = 0
+    device: str | None = None
+    """cuda, mps, cpu; without it the first of them that is there."""
+    quiet: bool = False
+    """No progress bars."""
+    runs: Path = Path("runs")
+    """Where checkpoints live; a run found there is resumed."""
+
+
+@dataclass
+class Sample:
+    """Draws n samples of a trained card, with the trajectory variance of each, into one safetensors file."""
+
+    n: int = 10_000
+    out: Path = Path("samples.safetensors")
+    sampler: str = "large"
+    """large or small (DDPM with that variance), ddim, ddim-50."""
+    batch_size: int | None = None
+    """Samples in flight at a time."""
+
+
+def train(common: Common) -> None:
+    from . import cards, device, experiments
+
+    card = cards.get(common.card, common.scale)
+    _, history = experiments.train_card(card, common.seed, runs=common.runs, device=common.device, progress=not common.quiet)
+    if device.rank() == 0:
+        path = experiments.folder(common.runs, card, common.seed) / "checkpoint.safetensors"
+        print(f"{card.name} at {card.scale} scale: {card.steps} steps, loss {history['losses'][-1]:.4f}, in {path}")
+
+
+def sample(common: Common, options: Sample) -> None:
+    from . import cards, device, experiments
+    from .artifacts import write_tensors
+    from .metrics import TrajectoryVariance
+    from .sampling import sample as draw
+
+    if options.sampler not in experiments.SAMPLERS:
+        raise _check.fail("sampler", options.sampler, f"one of {', '.join(experiments.SAMPLERS)}")
+    _check.positive_int("n", options.n)
+    card = cards.get(common.card, common.scale)
+    net, _ = experiments.train_card(card, common.seed, runs=common.runs, device=common.device, progress=not common.quiet)
+    meter = TrajectoryVariance(card.window)
+    drawn = draw(
+        net, card.schedule(), options.n, metrics=[meter], batch_size=options.batch_size,
+        sampler=experiments.SAMPLERS[options.sampler], generator=cards.stream(common.seed, "samples"),
+        progress=not common.quiet,
+    )  # fmt: skip
+    if device.rank() == 0:
+        hallucinated = ~card.data().in_support(drawn.x)
+        note = {"card": card.hash, "sampler": options.sampler, "window": str(card.window)}
+        tensors = {"x": drawn.x, "score": drawn.scores[meter.name], "hallucinated": hallucinated}
+        write_tensors(options.out, tensors, note)
+        print(f"{options.n} samples, {int(hallucinated.sum())} beyond 5 std of every mode, in {options.out}")
+
+
+def reproduce(common: Common, root: Path) -> None:
+    from . import cards, experiments
+
+    card = cards.get(common.card, common.scale)
+    made = experiments.reproduce(
+        card, common.seed, root=root, runs=common.runs, device=common.device, progress=not common.quiet
+    )
+    large = made.metrics["large"]
+    low, high = large["fraction"]["5"][1:3]
+    print(f"{made.measured}: {large['fraction']['5'][0]:.2e} [{low:.2e}, {high:.2e}] hallucinated; in {made.folder}")
+
+
+def info(root: Path) -> None:
+    import torch
+
+    from . import __version__, cards, device, experiments
+
+    place = device.pick()
+    print(f"tinyhall {__version__}, torch {torch.__version__}, {experiments.describe_device(place)}")
+    print(f"bfloat16 gains here: {'yes' if device.gains_bf16(place) else 'no'}")
+    have = experiments.available(root)
+    for name, card in cards.CARDS.items():
+        made = ", ".join(f"{scale} seed {seed}" for c, scale, seed in have if c == name)
+        print(f"{name:20} n={card.n:,}, {card.steps:,} steps of {min(card.batch_size, card.n):,}; made: {made or 'none'}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command; bad input ends in one line on stderr and exit code 2, an interruption in 130."""
+
+    def train_(common: Annotated[Common, tyro.conf.arg(name="")]) -> None:
+        """Train a card's network, with checkpoints; a run found in --runs is resumed."""
+        train(common)
+
+    def sample_(
+        common: Annotated[Common, tyro.conf.arg(name="")],
+        options: Annotated[Sample, tyro.conf.arg(name="")],
+    ) -> None:
+        """Draw samples of a card's network and score them."""
+        sample(common, options)
+
+    def reproduce_(common: Annotated[Common, tyro.conf.arg(name="")], root: Path = Path("book/artifacts")) -> None:
+        """Train, draw, judge, score: write the artifact that the book loads."""
+        reproduce(common, root)
+
+    def info_(root: Path = Path("book/artifacts")) -> None:
+        """List cards, artifacts and the device."""
+        info(root)
+
+    commands: dict[str, Callable[..., Any]] = {"train": train_, "sample": sample_, "reproduce": reproduce_, "info": info_}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="tinyhall")
+    except _check.TinyhallError as error:
+        print(f"tinyhall: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        print(f"tinyhall: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        print(f"tinyhall: {stop or 'interrupted'}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""A card, run from end to end: train, draw, judge, score, and keep what a chapter needs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _check, cards, stats
+from . import device as _device
+from ._typing import Net, Tensor
+from .artifacts import load_weights, read_json, read_tensors, write_json, write_tensors
+from .cards import GaussianCard
+from .datasets import INTERPOLATED, GaussianMixture
+from .density import law
+from .filtering import Filter
+from .metrics import TrajectoryVariance
+from .nets import MLP, Tabulated
+from .sampling import Sampler, ddim, ddpm, reverse
+from .schedule import Schedule
+from .training import fit
+
+WIDTHS = (4.0, 5.0, 6.0, 8.0)  # std from the nearest mode beyond which a sample counts as hallucinated
+WINDOWS = ((0, 2), (0, 3), (0, 5), (0, 10), (0, 20), (0, 50), (0, 100), (0, 200), (10, 20), (20, 60), (60, 100), (100, 200))
+SAMPLERS: dict[str, Sampler] = {
+    "large": ddpm("large"),
+    "small": ddpm("small"),
+    "ddim": ddim(),
+    "ddim-50": ddim(steps=50),
+}
+TRACE = 60  # last values of t for which an artifact keeps x0_hat
+_PART = 250_000  # samples in flight: their traces take 60 MB
+_KEPT = 10_000  # in-support samples whose scores an artifact keeps
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one run of a card left behind, as a chapter loads it."""
+
+    folder: Path
+    card: GaussianCard
+    info: dict[str, Any]  # seed, device, revision, wall seconds, versions
+    metrics: dict[str, Any]
+
+    @functools.cached_property
+    def net(self) -> MLP:
+        """The trained network, on the processor."""
+        net = self.card.net(self.info["seed"])
+        load_weights(net, self.folder / "model.safetensors")
+        return net.eval()
+
+    def samples(self, sampler: str) -> dict[str, Tensor]:
+        """The tensors kept of one sampler's draw; see `Draw.tensors`."""
+        return read_tensors(self.folder / f"samples-{sampler}.safetensors")[0]
+
+    @property
+    def measured(self) -> str:
+        """How this was measured, in a phrase for captions."""
+        c = self.card
+        return (
+            f"{c.name}, {c.scale} scale, seed {self.info['seed']}, n = {c.n:,}, {c.steps:,} steps of "
+            f"{min(c.batch_size, c.n):,}, on {self.info['device']}"
+        )
+
+
+def folder(root: str | Path, card: GaussianCard, seed: int) -> Path:
+    return Path(root) / f"{card.name}-{card.scale}" / f"seed{seed}"
+
+
+def load(name: str, scale: str = "paper", seed: int = 0, root: str | Path = "artifacts") -> Artifact:
+    """Opens the artifact of a card.
+
+    Raises:
+        TinyhallError: nothing there, a damaged file, or one that another card made.
+    """
+    card = cards.get(name, scale)
+    place = folder(root, card, seed)
+    if not place.is_dir():
+        raise _check.TinyhallError(
+            f"artifact: expected {place}, got nothing there; make it with "
+            f"`python -m tinyhall reproduce {name} --scale {scale} --seed {seed}`"
+        )
+    info = read_json(place / "card.json")
+    if not isinstance(info, dict) or info.get("hash") != card.hash:
+        got = info.get("hash") if isinstance(info, dict) else type(info).__name__
+        raise _check.TinyhallError(f"artifact: expected one of card {card.name}-{scale} ({card.hash}), got {got} in {place}")
+    return Artifact(place, card, info, read_json(place / "metrics.json"))
+
+
+def available(root: str | Path = "artifacts") -> list[tuple[str, str, int]]:
+    """(card, scale, seed) of every artifact under root that its card still stands by."""
+    found = []
+    for file in sorted(Path(root).glob("*/seed*/card.json")):
+        info = read_json(file)
+        card, scale, seed = info.get("card", {}).get("name"), info.get("card", {}).get("scale"), info.get("seed")
+        if card in cards.CARDS and info.get("hash") == cards.get(card, scale).hash:
+            found.append((card, scale, seed))
+    return found
+
+
+def train_card(
+    card: GaussianCard, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
+) -> tuple[MLP, dict[str, Any]]:
+    """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses and seconds."""
+    place = _device.pick(device)
+    data = card.data().sample(card.n, cards.stream(seed, "data"))
+    net = card.net(seed).to(place)
+    run = fit(
+        net,
+        data,
+        card.schedule(),
+        steps=card.steps,
+        batch_size=card.batch_size,
+        lr=card.lr,
+        generator=cards.stream(seed, "training", place),
+        # Compiling takes half a minute: worth it from some thousand steps on.
+        compile=card.steps >= 5000 and _can_compile(place),
+        checkpoint=folder(runs, card, seed) / "checkpoint.safetensors",
+        every=min(500, card.steps),
+        note=card.training_hash,
+        progress=progress,
+    )
+    return net, {"losses": run.losses, "train_seconds": round(run.seconds, 1)}
+
+
+def _can_compile(device: torch.device) -> bool:
+    from shutil import which
+
+    return device.type == "cuda" or (device.type == "cpu" and any(which(c) for c in ("c++", "g++", "clang++")))
+
+
+def reproduce(
+    card: GaussianCard,
+    seed: int = 0,
+    *,
+    root: str | Path = "artifacts",
+    runs: str | Path = "runs",
+    device: str | None = None,
+    samplers: Sequence[str] = tuple(SAMPLERS),
+    progress: bool = True,
+) -> Artifact:
+    """Trains, draws with each sampler, judges, scores, and writes the artifact. A second call resumes an unfinished training."""
+    for name in samplers:
+        if name not in SAMPLERS:
+            raise _check.fail("samplers", name, f"some of {', '.join(SAMPLERS)}")
+    place = _device.pick(device)
+    net, history = train_card(card, seed, runs=runs, device=device, progress=progress)
+    out = folder(root, card, seed)
+    write_tensors(out / "model.safetensors", dict(net.state_dict()), {"card": card.hash})
+    mixture, schedule = card.data(), card.schedule()
+    # The table costs as much as 16,000 samples: too much for a smoke run, nothing beside millions.
+    tabulate = mixture.dim == 1 and card.samples >= 100_000
+    fast: Net = Tabulated(net.cpu(), schedule.steps) if tabulate else net.cpu()
+    metrics: dict[str, Any] = {"losses": history["losses"]}
+    began = time.perf_counter()
+    for name in samplers:
+        # Without noise the rarest figures matter less, and a tenth of the samples gives them.
+        count = card.samples if name in ("large", "small") else max(card.samples // 10, 1)
+        draw = Draw.make(fast, mixture, schedule, SAMPLERS[name], count, seed, progress=progress)
+        metrics[name] = draw.report()
+        if tabulate and name in ("large", "small"):
+            exact = law(fast, schedule, sampler=SAMPLERS[name])
+            centres = mixture.means[:, 0]
+            metrics[name]["integral"] = {f"{w:g}": exact.outside(centres, w * mixture.std) for w in WIDTHS}
+        write_tensors(out / f"samples-{name}.safetensors", draw.tensors(), {"card": card.hash, "sampler": name})
+    write_json(out / "metrics.json", metrics)
+    info = {
+        "card": asdict(card),
+        "hash": card.hash,
+        "seed": seed,
+        "device": describe_device(place),
+        "revision": revision(),
+        "torch": torch.__version__,
+        "train_seconds": history["train_seconds"],
+        "sample_seconds": round(time.perf_counter() - began, 1),
+    }
+    write_json(out / "card.json", info)  # last: an artifact without it is not one
+    return load(card.name, card.scale, seed, root)
+
+
+@dataclass
+class Draw:
+    """Many samples of one model by one sampler, reduced to what the figures need."""
+
+    mixture: GaussianMixture
+    n: int
+    x: Tensor  # [n, dim]
+    distance: Tensor  # [n], std to the nearest mode
+    kind: Tensor  # [n], of judge at 5 std
+    pair: Tensor  # [n, 2]
+    scores: Tensor  # [n, windows]
+    windows: tuple[tuple[int, int], ...]
+    trace_rows: Tensor  # [m], which samples have a trace: hallucinated ones, then as many others
+    traces: Tensor  # [m, TRACE, dim], x0_hat, the last step last
+
+    @classmethod
+    def make(
+        cls,
+        net: Net,
+        mixture: GaussianMixture,
+        schedule: Schedule,
+        sampler: Sampler,
+        n: int,
+        seed: int,
+        *,
+        progress: bool = False,
+    ) -> Draw:
+        """Draws n samples in parts, each with a generator of its own, and scores every window on the way."""
+        visited = {move.t for move in sampler(schedule)}
+        windows = tuple(w for w in WINDOWS if sum(w[0] <= t < w[1] for t in visited) >= 2)
+        parts, traced, at = [], [], 0
+        bad_budget, good_budget = 300, 300
+        for i, low in enumerate(_bar(range(0, n, _PART), progress)):
+            size = min(_PART, n - low)
+            meters = [TrajectoryVariance(w) for w in windows]
+            recent: list[Tensor] = []
+            noise = cards.stream(seed, f"samples/{i}")
+            for step in reverse(net, schedule, (size, mixture.dim), sampler=sampler, generator=noise):
+                for meter in meters:
+                    meter.update(step)
+                if step.t < TRACE:
+                    recent.append(step.x0_hat)
+            verdict = mixture.judge(step.x)
+            scores = torch.stack([m.score() for m in meters], dim=1)
+            parts.append((step.x, verdict.distance, verdict.kind, verdict.pair, scores))
+            bad = (verdict.kind != 0).nonzero()[:, 0][:bad_budget]
+            good = (verdict.kind == 0).nonzero()[:, 0][: good_budget if i == 0 else 0]
+            rows = torch.cat([bad, good])
+            traced.append((rows + at, torch.stack(recent, dim=1)[rows]))
+            bad_budget -= len(bad)
+            at += size
+        x, distance, kind, pair, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+        rows, traces = (torch.cat(column) for column in zip(*traced, strict=True))
+        return cls(mixture, n, x, distance, kind, pair, scores, windows, rows, traces)
+
+    def report(self) -> dict[str, Any]:
+        """Figures as JSON: fractions at each width, where hallucinations lie, mode widths, and what each window detects."""
+        half = torch.arange(self.n) < self.n // 2  # parts are independent, so the first half calibrates for the second
+        near = self.distance <= 4
+        modes = self.mixture._nearest(self.x, 5.0)[0]
+        at_mode = [self.x[near & (modes == m)].double() for m in range(len(self.mixture.means))]
+        widths = [float(x.std(0).mean()) / self.mixture.std if len(x) > 1 else None for x in at_mode]
+        pairs, counts = self.pair[self.kind == INTERPOLATED].unique(dim=0, return_counts=True)
+        out: dict[str, Any] = {
+            "n": self.n,
+            "fraction": {f"{w:g}": stats.fraction(int((self.distance > w).sum()), self.n) for w in WIDTHS},
+            "interpolated": stats.fraction(int((self.kind == INTERPOLATED).sum()), self.n),
+            "pairs": {f"{a}-{b}": int(c) for (a, b), c in zip(pairs.tolist(), counts.tolist(), strict=True)},
+            "share": [int(c) for c in torch.bincount(modes, minlength=len(self.mixture.means))],
+            "std_ratio": widths,
+            "windows": {},
+        }
+        for i, (a, b) in enumerate(self.windows):
+            entry: dict[str, Any] = {}
+            for w in WIDTHS:
+                bad = self.distance > w
+                if min(int(part.sum()) for part in (bad[half], bad[~half], ~bad[half], ~bad[~half])) < 10:
+                    continue  # a threshold set by fewer says nothing
+                score = self.scores[:, i]
+                r = Filter.calibrate(score[half], bad[half]).report(score[~half], bad[~half])
+                entry[f"{w:g}"] = {"removed": r.removed, "kept": r.kept, "auroc": r.auroc}
+            out["windows"][f"{a}-{b}"] = entry
+        return out
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What an artifact keeps: a histogram (1D), the flagged samples and an equal number or more of others, traces."""
+        bad = (self.kind != 0).nonzero()[:, 0][:_KEPT]
+        good = (self.kind == 0).nonzero()[:, 0][:_KEPT]  # samples are exchangeable: the first are as good as any
+        rows = torch.cat([bad, good])
+        where = {int(r): k for k, r in enumerate(rows)}
+        kept = {
+            "x": self.x[rows],
+            "distance": self.distance[rows].half(),
+            "kind": self.kind[rows].to(torch.int8),
+            "pair": self.pair[rows].to(torch.int8),
+            # Half precision holds a logarithm to 3 digits; the scores themselves span ten decades.
+            "log10_scores": self.scores[rows].clamp_min(1e-12).log10().half(),
+            "windows": torch.tensor(self.windows),
+            "trace_of": torch.tensor([where.get(int(r), -1) for r in self.trace_rows]),
+            "traces": self.traces.half(),
+        }
+        if self.mixture.dim == 1:
+            edges = torch.linspace(float(self.mixture.means.min()) - 0.5, float(self.mixture.means.max()) + 0.5, 601)
+            kept["edges"] = edges
+            kept["counts"] = torch.histc(self.x[:, 0], 600, float(edges[0]), float(edges[-1])).long()
+        return kept
+
+
+def _bar(items: Sequence[int], show: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc="drawing", unit="part", disable=not show, leave=False)
+
+
+def describe_device(device: torch.device) -> str:
+    """A name a reader can place: the card's, or the processor's with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
+    return f"{device.type}: {name}, {os.cpu_count()} cores"
+
+
+def revision() -> str:
+    """The project's git revision, "+" where files differ from it; "unknown" outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,72 @@
+"""From a score to a decision: a threshold set on one split, its price read on another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from . import _check, stats
+from ._typing import Bool, Float, Int, Tensor
+from .stats import Estimate
+
+
+class Report(NamedTuple):
+    """What a filter does to labelled samples."""
+
+    removed: Estimate  # of the hallucinated, the share removed
+    kept: Estimate  # of the others, the share kept
+    auroc: Estimate  # of the score, whatever the threshold
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Keeps the samples that score below `threshold`."""
+
+    threshold: float
+
+    @classmethod
+    def calibrate(cls, scores: Float[Tensor, " n"], hallucinated: Bool[Tensor, " n"], remove: float = 0.95) -> Filter:
+        """The highest threshold that removes at least the share `remove` of the hallucinated.
+
+        Raises:
+            TinyhallError: no hallucinated sample to set it by, or a share outside (0, 1].
+        """
+        stats._labelled(scores, hallucinated)
+        if not 0 < remove <= 1:
+            raise _check.fail("remove", remove, "a share in (0, 1]")
+        bad = scores[hallucinated].sort(descending=True).values
+        if not len(bad):
+            raise _check.TinyhallError("hallucinated: expected at least one to set the threshold by, got none")
+        return cls(float(bad[math.ceil(remove * len(bad) - 1e-9) - 1]))
+
+    def keep(self, scores: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """True where a sample stays; NaN goes."""
+        return scores < self.threshold
+
+    def report(self, scores: Float[Tensor, " n"], hallucinated: Bool[Tensor, " n"]) -> Report:
+        """On samples that the threshold was not set by, unless you mean to fool yourself."""
+        area = stats.auroc(scores, hallucinated)
+        keep = self.keep(scores)
+        bad, good = int(hallucinated.sum()), int((~hallucinated).sum())
+        removed = int((~keep & hallucinated).sum())
+        kept = int((keep & ~hallucinated).sum())
+        return Report(stats.fraction(removed, bad), stats.fraction(kept, good), area)
+
+
+def keep_k(scores: Float[Tensor, " n"], k: int) -> Int[Tensor, " k"]:
+    """Indices, rising, of the k lowest scores: the paper's filter between generations. Of equal scores the earlier stays."""
+    if _check.positive_int("k", k) > len(scores):
+        raise _check.fail("k", k, f"at most {len(scores)}, the number of scores")
+    return scores.argsort(stable=True)[:k].sort().values
+
+
+def split(n: int, generator: torch.Generator, share: float = 0.5) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"]]:
+    """Shuffled indices 0..n-1 in two parts: calibration, held-out."""
+    if _check.positive_int("n", n) < 2 or not 0 < share < 1:
+        raise _check.TinyhallError(f"n, share: expected n >= 2 and 0 < share < 1, got {n} and {share}")
+    order = torch.randperm(n, generator=generator, device=generator.device).cpu()
+    cut = min(max(round(n * share), 1), n - 1)
+    return order[:cut], order[cut:]

@@ -1,0 +1,81 @@
+"""Figures with their uncertainty: fractions, AUROC, and what a filter removes and keeps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _check
+from ._typing import Bool, Float, Tensor
+
+
+class Estimate(NamedTuple):
+    """A figure, its 95% interval, and how many samples it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __format__(self, spec: str) -> str:
+        """`f"{e:.3f}"` writes value [low, high]; `f"{e:.1%}"` percentages, `f"{e:.1e}"` powers of ten."""
+        spec = spec or ".3g"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def fraction(k: int, n: int) -> Estimate:
+    """k of n, with Wilson's 95% interval (Wilson 1927): usable at k = 0 too."""
+    if not 0 <= k <= n or n < 1:
+        raise _check.TinyhallError(f"k, n: expected 0 <= k <= n and n >= 1, got k={k}, n={n}")
+    from scipy.stats import binomtest
+
+    interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return Estimate(k / n, float(interval.low), float(interval.high), n)
+
+
+def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Estimate:
+    """The chance that a positive scores above a negative, ties counting half; interval by DeLong et al. (1988).
+
+    Raises:
+        TinyhallError: lengths differ, a score is NaN, or one of the two classes is empty.
+    """
+    _labelled(scores, positive)
+    from scipy.stats import rankdata
+
+    a, b = scores[positive].double().numpy(), scores[~positive].double().numpy()
+    m, n = len(a), len(b)
+    if not m or not n:
+        raise _check.TinyhallError(f"positive: expected both classes, got {m} positive and {n} negative")
+    both = rankdata([*a, *b]) if m + n < 1000 else rankdata(torch.cat([scores[positive], scores[~positive]]).double().numpy())
+    # Placements: for each positive the share of negatives below it, and the other way round.
+    above = (both[:m] - rankdata(a)) / n
+    below = 1 - (both[m:] - rankdata(b)) / m
+    value = float(above.mean())
+    if m < 2 or n < 2:
+        return Estimate(value, 0.0, 1.0, m + n)
+    # On a separation without overlap DeLong's variance is 0; the rule of three then bounds what m positives can say.
+    se = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
+    least = 3 / m if se == 0 else 0.0
+    return Estimate(value, max(value - 1.96 * se - least, 0.0), min(value + 1.96 * se, 1.0), m + n)
+
+
+def roc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+    """For every threshold, falling: the share of negatives and the share of positives at or above it, float64."""
+    _labelled(scores, positive)
+    order = scores.argsort(descending=True, stable=True)
+    ranked, hit = scores[order], positive[order].double()
+    last = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])])  # one point per distinct score
+    tp, fp = hit.cumsum(0)[last], (1 - hit).cumsum(0)[last]
+    zero = torch.zeros(1, dtype=torch.float64)
+    return torch.cat([zero, fp / fp[-1]]), torch.cat([zero, tp / tp[-1]])
+
+
+def _labelled(scores: Any, positive: Any) -> None:
+    if not isinstance(scores, Tensor) or scores.ndim != 1 or not scores.is_floating_point() or len(scores) == 0:
+        raise _check.fail("scores", scores, "a float tensor of shape [n], n >= 1")
+    if bool(scores.isnan().any()):
+        raise _check.TinyhallError(f"scores: expected no NaN, got {int(scores.isnan().sum())}")
+    if not isinstance(positive, Tensor) or positive.dtype != torch.bool or positive.shape != scores.shape:
+        raise _check.fail("positive", positive, f"a bool tensor of shape {tuple(scores.shape)}")
