@@ -23,7 +23,7 @@ help:
 	@echo "make notebooks  run the chapters and store their outputs (only=book/NAME.ipynb for one)"
 	@echo "make format     put code and notebooks in order"
 	@echo "make slow       the tests that take longer"
-	@echo "make bench      speed and memory"
+	@echo "make bench      memory, and with paper=PATH speed against the code of the paper"
 	@echo "make clean      remove what was built; .venv and runs/ stay"
 
 install: $(STAMP)
@@ -53,7 +53,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(CHAPTERS)
 
 notebooks: $(STAMP)
-	$(BIN)/jupyter-execute --inplace --timeout=900 $(or $(only),$(CHAPTERS))
+	$(BIN)/python book/store.py $(or $(only),$(CHAPTERS))
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -65,6 +65,7 @@ slow: $(STAMP)
 # Without the shape checks of the other tests, which would be measured too.
 bench: $(STAMP)
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest tests/benchmarks -s
+	$(if $(paper),$(BIN)/python tests/benchmarks/speed.py --paper $(paper),@echo "make: the timings need paper=PATH, the paper's gaussian_experiments")
 
 clean:
 	rm -rf _build build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,27 @@
+"""Runs notebooks where they lie and stores their outputs: `python book/store.py book/01_gaussian_1d.ipynb`.
+
+As `jupyter execute --inplace` does, but without the time of day at every cell, which would make each run a change.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+
+def store(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=900, record_timing=False, resources={"metadata": {"path": path.parent}}).execute()
+    # The interpreter's version would differ from machine to machine.
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(name, flush=True)
+        store(Path(name))
