@@ -77,6 +77,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
+    """The new file takes the old one's name in one move; it is not poured into it."""
+    path = tmp_path / "x"
+    path.write_text("old")
+    with path.open() as reader:
+        write(path, lambda part: part.write_text("new and longer") and None)
+        assert reader.read() == "old"
+
+
 def test_missing(tmp_path: Path) -> None:
     for read in (read_tensors, read_json):
         with pytest.raises(TinyhallError) as caught:
