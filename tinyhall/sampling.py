@@ -222,6 +222,7 @@ def _walk(
     guidance: float | None,
     device: torch.device,
 ) -> Iterator[Step]:
+    _device.keep_freed_memory()
     x = noise.randn(shape) if start is None else start.to(device)
     for move in moves:
         # An expanded scalar, not n copies: a network may notice and work its time features out once.

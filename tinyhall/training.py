@@ -212,6 +212,7 @@ def _steps(
 ) -> Iterator[TrainStep]:
     net, generator, device = run.net, run.generator, data.device
     net.train()
+    _device.keep_freed_memory()
     per_epoch = len(data) // batch_size
     epoch, shuffled = -1, torch.empty(0)
     while run.step < steps:
