@@ -65,7 +65,7 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_then_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str], unchecked: None) -> None:
     common = ["line123", "--scale", "smoke", "--quiet", "--runs", str(tmp_path / "runs")]
     main(["train", *common])
-    assert "60 steps" in capsys.readouterr().out
+    assert f"{get('line123', 'smoke').steps} steps" in capsys.readouterr().out
     drawn = []
     for n in (1, 2):
         main(["sample", *common, "--n", "40", "--sampler", "ddim-50", "--out", str(tmp_path / f"{n}")])
