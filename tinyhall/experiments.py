@@ -147,7 +147,7 @@ def reproduce(
     samplers: Sequence[str] = tuple(SAMPLERS),
     progress: bool = True,
 ) -> Artifact:
-    """Trains, draws with each sampler, judges, scores, and writes the artifact. A second call resumes an unfinished training."""
+    """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training."""
     for name in samplers:
         if name not in SAMPLERS:
             raise _check.fail("samplers", name, f"some of {', '.join(SAMPLERS)}")

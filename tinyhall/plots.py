@@ -1,0 +1,172 @@
+"""The book's figures. Each takes arrays, draws one figure and returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by every kind of colour vision: data, learned, hallucinated, further ones.
+DATA, LEARNED, BAD, FOURTH, FIFTH = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
+COLOURS = (DATA, LEARNED, FOURTH, FIFTH, BAD)
+
+
+def use() -> None:
+    """Sets the book's style for all figures that follow."""
+    sns.set_theme(context="notebook", style="ticks", palette=list(COLOURS))
+    plt.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "savefig.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "svg.fonttype": "none",
+        }
+    )
+
+
+def _open(width: float = 8.0, height: float = 3.4, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
+    return plt.subplots(1, columns, figsize=(width, height), **kwargs)
+
+
+def histogram(
+    edges: np.ndarray,
+    counts: np.ndarray,
+    density: np.ndarray | None = None,
+    *,
+    n: int | None = None,
+    support: Sequence[float] = (),
+) -> Figure:
+    """Density of samples on a log axis, over the data's own; bins outside the support are drawn in another colour.
+
+    Args:
+        edges: `[bins + 1]`.
+        counts: `[bins]`.
+        density: the data's, at the bins' centres.
+        n: samples in all, for the scale; the counts' sum without it.
+        support: low, high, low, high, ... of the intervals that hold the data.
+    """
+    figure, ax = _open()
+    centres = (edges[1:] + edges[:-1]) / 2
+    height = counts / (n or counts.sum()) / np.diff(edges)
+    bounds = np.asarray(support).reshape(-1, 2)
+    inside = np.ones(len(centres), dtype=bool)
+    if len(bounds):
+        inside = ((centres[:, None] >= bounds[:, 0]) & (centres[:, None] <= bounds[:, 1])).any(1)
+    positive = height[height > 0]
+    floor = positive.min() / 3 if len(positive) else 1e-6
+    # stairs and not bars: at hundreds of bins, bars leave hairlines between them.
+    ax.stairs(np.where(inside, height, floor), edges, baseline=floor, fill=True, color=LEARNED, label="generated, in support")
+    ax.stairs(np.where(inside, floor, height), edges, baseline=floor, fill=True, color=BAD, label="generated, hallucinated")
+    if density is not None:
+        ax.plot(centres, density, color=DATA, lw=1.5, label="data, exact density")
+    ax.set(yscale="log", ylim=(floor, 2 * height.max()), xlim=(edges[0], edges[-1]), xlabel="x", ylabel="density")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=3)
+    return figure
+
+
+def ridges(x: np.ndarray, densities: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
+    """Densities over the same x, one row each, from the first at the top."""
+    figure, axes = plt.subplots(len(names), 1, figsize=(8, 0.75 * len(names) + 0.6), sharex=True)
+    for ax, y, name in zip(np.atleast_1d(axes), densities, names, strict=True):
+        ax.fill_between(x, y / y.max(), color=DATA, alpha=0.35, lw=0)
+        ax.plot(x, y / y.max(), color=DATA, lw=1.2)
+        ax.set(yticks=[], ylim=(0, 1.1))
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        ax.spines.left.set_visible(False)
+    ax.set_xlabel("x at time t (each row scaled to its own height)")
+    return figure
+
+
+def denoisers(
+    x: Sequence[np.ndarray], exact: Sequence[np.ndarray], learned: Sequence[np.ndarray], names: Sequence[str]
+) -> Figure:
+    """Predicted x_0 against x_t, exact and learned, a panel for each t."""
+    figure, axes = _open(9, 3.2, len(names), sharey=True)
+    for ax, at, a, b, name in zip(axes, x, exact, learned, names, strict=True):
+        ax.plot(at, a, color=DATA, lw=1.6, label="exact")
+        ax.plot(at, b, color=LEARNED, lw=1.6, ls="--", label="learned")
+        ax.set(title=name, xlabel="$x_t$")
+    axes[0].set_ylabel("predicted $x_0$")
+    axes[0].legend(loc="upper left")
+    return figure
+
+
+def intervals(
+    names: Sequence[str],
+    series: dict[str, Sequence[Sequence[float]]],
+    *,
+    ylabel: str,
+    log: bool = True,
+    note: float | None = None,
+) -> Figure:
+    """Estimates (value, low, high, ...) with their intervals, one group of points per name."""
+    figure, ax = _open()
+    place = np.arange(len(names))
+    for i, (label, values) in enumerate(series.items()):
+        v = np.array([list(e)[:3] for e in values], dtype=float)
+        shift = 0.12 * (i - (len(series) - 1) / 2)
+        error = np.clip(np.stack([v[:, 0] - v[:, 1], v[:, 2] - v[:, 0]]), 0, None)
+        ax.errorbar(place + shift, v[:, 0], error, fmt="osD^v"[i % 5], color=COLOURS[i % 5], capsize=3, label=label)
+    if note is not None:
+        ax.axhline(note, color="0.5", lw=1, ls=":")
+    ax.set_xticks(place, names)
+    ax.set(ylabel=ylabel, xlim=(-0.5, len(names) - 0.5))
+    if log:
+        ax.set_yscale("log")
+    if len(series) > 1:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=len(series))
+    return figure
+
+
+def traces(t: np.ndarray, bad: np.ndarray, good: np.ndarray, *, modes: Sequence[float] = ()) -> Figure:
+    """Predicted x_0 along the last reverse steps, `[samples, len(t)]` each: hallucinated left, the others right."""
+    figure, axes = _open(9, 3.4, 2, sharey=True)
+    for ax, lines, colour, name in ((axes[0], bad, BAD, "hallucinated"), (axes[1], good, FOURTH, "in support")):
+        for m in modes:
+            ax.axhline(m, color="0.8", lw=1, zorder=0)
+        ax.plot(t, lines.T, color=colour, lw=0.9, alpha=0.6)
+        ax.set(title=name, xlabel="t (sampling runs to the right, down to t = 0)", xlim=(t.max(), t.min()))
+    axes[0].set_ylabel("predicted $x_0$")
+    return figure
+
+
+def scores(bad: np.ndarray, good: np.ndarray, *, threshold: float | None = None, xlabel: str = "trajectory variance") -> Figure:
+    """Distributions of log10 scores, hallucinated and in support, each to its own total."""
+    figure, ax = _open(8, 3.0)
+    bins = np.linspace(min(bad.min(), good.min()), max(bad.max(), good.max()), 60)
+    for values, colour, name in ((good, FOURTH, "in support"), (bad, BAD, "hallucinated")):
+        sns.histplot(x=values, bins=bins, stat="probability", color=colour, label=name, element="step", alpha=0.35, ax=ax)
+    if threshold is not None:
+        ax.axvline(threshold, color="0.3", ls="--", label="threshold, set on the calibration half")
+    ax.set(xlabel=f"log10 of the {xlabel}", ylabel="share")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
+    return figure
+
+
+def roc(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Share of hallucinated samples removed against share of in-support samples lost, a curve per score."""
+    figure, ax = _open(5.2, 4.2)
+    ax.plot([0, 1], [0, 1], color="0.8", lw=1, zorder=0)
+    for i, (name, (lost, removed)) in enumerate(curves.items()):
+        ax.plot(lost, removed, color=COLOURS[i % 5], label=name)
+    ax.set(xlabel="in-support samples lost", ylabel="hallucinated samples removed", xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend(loc="lower right")
+    return figure
+
+
+def loss(values: np.ndarray) -> Figure:
+    """Training loss by step, a point per step, with a running mean."""
+    figure, ax = _open(8, 2.6)
+    width = max(len(values) // 50, 1)
+    ax.plot(values, color=LEARNED, lw=0.5, alpha=0.5)
+    mean = np.convolve(values, np.ones(width) / width, "valid")
+    ax.plot(np.arange(width - 1, len(values)), mean, color=DATA)
+    ax.set(xlabel="step", ylabel="mean squared error of eps")
+    return figure
