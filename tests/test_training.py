@@ -442,6 +442,21 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert same_bits(weights(fitted(checkpoint=path, every=every)), weights(fitted(every=every)))
 
 
+def test_weights_that_an_update_broke_are_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    net = small()
+    calls = iter(range(1, 100))
+
+    def poison(gradient: Tensor) -> Tensor:
+        return gradient * math.nan if next(calls) == 4 else gradient
+
+    next(net.parameters()).register_hook(poison)
+    with pytest.raises(TinyhallError) as caught:
+        fitted(net, checkpoint=path, every=1)
+    one_line(caught.value, "loss", "finite", "weights", "step 4", "checkpoint")
+    assert read_tensors(path)[1]["step"] == "3"
+
+
 def test_an_absurd_rate_is_reported() -> None:
     with pytest.raises(TinyhallError) as caught:
         fitted(lr=1e30, steps=50)

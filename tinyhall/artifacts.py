@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,12 @@ def write(path: str | Path, fill: Callable[[Path], None]) -> None:
     """Has `fill` write a file beside `path`, then renames it: a reader sees the old file or the new one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    # One name, not a random one: what a killed process left behind, the next write replaces.
+    part = path.with_name(f".{path.name}.part")
     try:
         fill(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
-        part.chmod(0o644)  # mkstemp's 0600 would follow the file into the repository
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -339,10 +339,12 @@ def fit(
             due = step.step % every == 0 or step.step == steps or interrupt.asked
             if due or step.step % 100 == 0:
                 mean = float(recent) / (step.step - since)
-                if not math.isfinite(mean):
+                # The loss was finite before the last update; a checkpoint must not keep what that update broke.
+                broken = due and not all(bool(torch.isfinite(p).all()) for p in net.parameters())
+                if not math.isfinite(mean) or broken:
                     raise _check.TinyhallError(
-                        f"loss: expected a finite number, got {float(step.loss)} by step {step.step}; "
-                        "the last checkpoint is as it was. Look at the data's range, or lower lr"
+                        f"loss: expected a finite number, got {'weights that are not' if broken else float(step.loss)} by step "
+                        f"{step.step}; the last checkpoint is as it was. Look at the data's range, or lower lr"
                     )
                 bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
             bar.update()
