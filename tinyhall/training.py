@@ -343,7 +343,7 @@ def fit(
                 broken = due and not all(bool(torch.isfinite(p).all()) for p in net.parameters())
                 if not math.isfinite(mean) or broken:
                     raise _check.TinyhallError(
-                        f"loss: expected a finite number, got {'weights that are not' if broken else float(step.loss)} by step "
+                        f"loss: expected a finite number, got {float(step.loss) if not math.isfinite(mean) else 'weights that are not'} by step "
                         f"{step.step}; the last checkpoint is as it was. Look at the data's range, or lower lr"
                     )
                 bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
