@@ -342,9 +342,10 @@ def fit(
                 # The loss was finite before the last update; a checkpoint must not keep what that update broke.
                 broken = due and not all(bool(torch.isfinite(p).all()) for p in net.parameters())
                 if not math.isfinite(mean) or broken:
+                    came = "weights that are not" if math.isfinite(mean) else str(float(step.loss))
                     raise _check.TinyhallError(
-                        f"loss: expected a finite number, got {float(step.loss) if not math.isfinite(mean) else 'weights that are not'} by step "
-                        f"{step.step}; the last checkpoint is as it was. Look at the data's range, or lower lr"
+                        f"loss: expected a finite number, got {came} by step {step.step}; "
+                        "the last checkpoint is as it was. Look at the data's range, or lower lr"
                     )
                 bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
             bar.update()
