@@ -1,0 +1,68 @@
+"""Figures: what was handed in is what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from tinyhall import plots
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    with plt.rc_context():
+        plots.use()
+        yield
+    plt.close("all")
+
+
+def test_histogram_splits_bins_by_the_support() -> None:
+    edges = np.linspace(0, 4, 5)
+    figure = plots.histogram(edges, np.array([8, 0, 1, 1]), np.ones(4), n=20, support=(0, 1, 2.2, 2.8))
+    inside, outside = (p.get_data() for p in figure.axes[0].patches)
+    floor = outside.values[0]
+    assert inside.values.tolist() == [8 / 20, floor, 1 / 20, floor]
+    assert outside.values.tolist() == [floor, 0, floor, 1 / 20]
+    assert figure.axes[0].get_yscale() == "log"
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_intervals_draw_value_and_ends() -> None:
+    figure = plots.intervals(["a", "b"], {"one": [(0.2, 0.1, 0.4, 10), (0.5, 0.5, 0.6, 10)]}, ylabel="y", log=False, note=0.5)
+    container = figure.axes[0].containers[0]
+    assert container.lines[0].get_ydata().tolist() == [0.2, 0.5]
+    segments = container.lines[2][0].get_segments()
+    assert np.allclose([s[:, 1] for s in segments], [[0.1, 0.4], [0.5, 0.6]])
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a", "b"]
+
+
+def test_traces_run_towards_zero() -> None:
+    t = np.arange(5)[::-1]
+    figure = plots.traces(t, np.zeros((3, 5)), np.ones((2, 5)), modes=(1,))
+    left, right = figure.axes
+    assert left.get_xlim() == right.get_xlim() == (4, 0)
+    assert (len(left.lines), len(right.lines)) == (4, 3)  # a line for the mode in each
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: plots.ridges(np.arange(3.0), [np.arange(1.0, 4.0)] * 2, ["t = 0", "t = 1"]),
+        lambda: plots.denoisers([np.arange(3.0)] * 2, [np.arange(3.0)] * 2, [np.arange(3.0)] * 2, ["t = 0", "t = 1"]),
+        lambda: plots.scores(np.linspace(-1, 0, 9), np.linspace(-3, -1, 9), threshold=-1.0),
+        lambda: plots.roc({"a": (np.array([0.0, 1]), np.array([0.0, 1])), "b": (np.array([0.0, 1]), np.array([0.5, 1]))}),
+        lambda: plots.loss(np.arange(200.0)),
+        lambda: plots.loss(np.arange(3.0)),
+    ],
+)
+def test_every_figure_draws_without_a_warning(figure: object) -> None:
+    drawn = figure()  # type: ignore[operator]
+    drawn.canvas.draw()
+    assert all(ax.get_xlabel() or ax.get_ylabel() for ax in drawn.axes)
