@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ import torch.nn.functional as F
 from common import one_line, run_python, same_bits, same_t, seeded
 from torch import Tensor
 
+from tinyhall import experiments
 from tinyhall._check import TinyhallError
+from tinyhall.metrics import TrajectoryVariance
 from tinyhall.nets import MLP, Tabulated, sinusoidal
+from tinyhall.sampling import sample
 from tinyhall.schedule import Schedule
 
 
@@ -224,3 +228,21 @@ torch.testing.assert_close(net(x, t), plain, rtol=1e-4, atol=1e-5)
     if done.returncode == 77:
         pytest.skip("no C++ compiler")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_table_leaves_the_figures_as_they_are() -> None:
+    """On a trained network, whose curves are steep: same samples, same verdicts as by asking the network at every step."""
+    made = experiments.load("line123", "laptop", root=Path(__file__).parents[1] / "book" / "artifacts")
+    schedule, data = made.card.schedule(), made.card.data()
+    drawn = [
+        sample(
+            net, schedule, 4000, shape=(1,), metrics=[TrajectoryVariance((0, 10))], generator=torch.Generator().manual_seed(5)
+        )
+        for net in (made.net, Tabulated(made.net, schedule.steps))
+    ]
+    assert float((drawn[0].x - drawn[1].x).abs().median()) < 1e-5
+    verdicts = [data.in_support(d.x) for d in drawn]
+    assert int((verdicts[0] != verdicts[1]).sum()) <= 1
+    scores = [d.scores["variance[0,10)"].log10() for d in drawn]
+    assert float((scores[0] - scores[1]).abs().median()) < 1e-3

@@ -62,7 +62,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """The number of steps, T."""
         return len(self.betas)
 
     @cached_property
