@@ -13,6 +13,8 @@ CHAPTERS := $(sort $(wildcard book/[0-9]*.ipynb))
 export JUPYTER_PREFER_ENV_PATH := 1
 export JUPYTER_PLATFORM_DIRS := 1
 export PYTHONNOUSERSITE := 1
+# Threads that spin while they wait would take the processor from what they wait for, where two programs share two cores.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help install book test notebooks format bench slow clean
 .DELETE_ON_ERROR:
