@@ -107,7 +107,7 @@ def intervals(
     note: float | None = None,
 ) -> Figure:
     """Estimates (value, low, high, ...) with their intervals, one group of points per name."""
-    figure, ax = _open()
+    figure, ax = _open(9)
     place = np.arange(len(names))
     for i, (label, values) in enumerate(series.items()):
         v = np.array([list(e)[:3] for e in values], dtype=float)
@@ -162,11 +162,11 @@ def roc(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def loss(values: np.ndarray) -> Figure:
-    """Training loss by step, a point per step, with a running mean."""
+    """Training loss by step on a log axis, with a running mean."""
     figure, ax = _open(8, 2.6)
     width = max(len(values) // 50, 1)
     ax.plot(values, color=LEARNED, lw=0.5, alpha=0.5)
     mean = np.convolve(values, np.ones(width) / width, "valid")
     ax.plot(np.arange(width - 1, len(values)), mean, color=DATA)
-    ax.set(xlabel="step", ylabel="mean squared error of eps")
+    ax.set(yscale="log", xlabel="step", ylabel="mean squared error")
     return figure
