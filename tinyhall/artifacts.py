@@ -26,6 +26,7 @@ def write(path: str | Path, fill: Callable[[Path], None]) -> None:
         fill(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        part.chmod(0o644)  # safetensors writes for the owner alone, and others read an artifact too
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
