@@ -59,7 +59,7 @@ def _move(schedule: Schedule, t: int, to: int, sigma2: Callable[[float, float], 
 def _times(schedule: Schedule, steps: int | None) -> list[int]:
     """`steps` values of t, falling, evenly spaced over the part of the schedule that still holds signal.
 
-    The paper's schedule is noise from t = 340 on (alpha_bar < 1e-6): a short sampler that visited the rest would waste most of
+    The paper's schedule is noise from t = 363 on (alpha_bar < 1e-6): a short sampler that visited the rest would waste most of
     its steps, and multiply x by thousands in each. A schedule that never falls so low is spaced over all of it.
     """
     if steps is None or steps == schedule.steps:
