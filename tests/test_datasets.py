@@ -191,7 +191,42 @@ def test_judge_equals_brute_force(seed: int, dim: int, k: int) -> None:
             assert int(said.kind[i]) == IN_SUPPORT
         elif abs(nearest - 0.25) > 1e-3:  # the brute force walks in steps
             assert int(said.kind[i]) == (INTERPOLATED if nearest < 0.25 else ELSEWHERE)
-            assert gaps[tuple(said.pair[i].tolist())] <= nearest + 1e-3
+            reached = [pair for pair, gap in gaps.items() if gap < 0.25 - 1e-3]
+            borderline = any(abs(gap - 0.25) <= 1e-3 for gap in gaps.values())
+            if reached and not borderline:
+                closest = min(reached, key=lambda ends: np.linalg.norm(means[ends[0]] - means[ends[1]]))
+                assert tuple(said.pair[i].tolist()) == closest
+            elif not reached and not borderline:
+                assert gaps[tuple(said.pair[i].tolist())] <= nearest + 1e-3
+
+
+def test_the_pair_is_the_closest_that_explains_the_point() -> None:
+    grid = GaussianMixture.grid()
+    cell = grid.means[[0, 1, 5, 6]]  # one cell's corners
+    centre = cell.mean(0)
+    beside = centre + torch.tensor([0.0, 2.0]) * grid.std  # 1.4 std off a diagonal, 2 std off a segment of five cells' length
+    said = grid.judge(torch.stack([centre, beside]).float())
+    assert grid.neighbour_order(said.pair).tolist() == [2, 2]
+    edge = (cell[0] + cell[1]) / 2 + torch.tensor([4.9, 0.0]) * grid.std
+    assert grid.judge(edge.float()[None]).pair.tolist() == [[0, 1]]
+
+
+def test_neighbour_order() -> None:
+    line = GaussianMixture.line((1, 2, 4, 5))
+    pairs = torch.tensor([[0, 1], [2, 3], [1, 2], [3, 2], [0, 3], [-1, -1]])
+    assert line.neighbour_order(pairs).tolist() == [1, 1, 2, 1, 4, 0]
+    assert line.neighbour_order(pairs[:0]).tolist() == []
+    for mixture in (GaussianMixture.grid(), GaussianMixture.diamond(), GaussianMixture.diamond(same_spacing=True)):
+        ends = torch.combinations(torch.arange(25), 2)
+        counts = torch.bincount(mixture.neighbour_order(ends)).tolist()
+        assert counts[:4] == [0, 40, 32, 30]  # along the axes, along diagonals, two apart
+
+
+@pytest.mark.parametrize("pair", [[0, 0], [0, 4], [-2, 1], [1, -1]])
+def test_neighbour_order_refuses_what_is_no_pair(pair: list[int]) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        GaussianMixture.line((1, 2, 4, 5)).neighbour_order(torch.tensor([pair]))
+    one_line(caught.value, "pair", "0..3")
 
 
 @pytest.mark.parametrize("mixture", [GaussianMixture.line((1, 2, 4)), GaussianMixture.grid(side=3)])

@@ -34,7 +34,7 @@ class GaussianCard:
     """
 
     name: str
-    layout: str  # "line", "grid" or "diamond"
+    layout: str  # "line", "grid", "diamond" or "diamond-spaced"
     means: tuple[float, ...] = ()  # of a line
     n: int = 50_000
     steps: int = 50_000
@@ -63,14 +63,16 @@ class GaussianCard:
             return self
         smaller: dict[str, Any] = {
             "smoke": {"n": min(self.n, 2_000), "steps": 400, "batch_size": 500, "samples": 2_000},
-            "laptop": {"steps": self.steps // 5, "batch_size": 2_500, "samples": 1_000_000},
+            "laptop": {"steps": self.steps // 5, "batch_size": 2_500, "samples": self.samples // 10},
         }[scale]
         return dataclasses.replace(self, scale=scale, **smaller)
 
     def data(self) -> GaussianMixture:
         if self.layout == "line":
             return GaussianMixture.line(self.means)
-        return {"grid": GaussianMixture.grid, "diamond": GaussianMixture.diamond}[self.layout]()
+        if self.layout == "grid":
+            return GaussianMixture.grid()
+        return GaussianMixture.diamond(same_spacing=self.layout == "diamond-spaced")
 
     def schedule(self) -> Schedule:
         return Schedule.linear(self.beta_start, self.beta_end, self.timesteps)
@@ -98,6 +100,11 @@ def _line(name: str, means: Sequence[float], **fields: Any) -> GaussianCard:
     return GaussianCard(name, "line", means=tuple(float(m) for m in means), **fields)
 
 
+def _plane(layout: str, **fields: Any) -> GaussianCard:
+    """The paper's 25 modes: n = 100,000 for 10,000 epochs of 10 batches."""
+    return GaussianCard(layout, layout, n=100_000, steps=100_000, samples=500_000, **fields)
+
+
 CARDS: dict[str, GaussianCard] = {
     card.name: card
     for card in (
@@ -112,6 +119,10 @@ CARDS: dict[str, GaussianCard] = {
         # What the paper's code does by accident of `[block] * n`, undone.
         _line("line123-separate", (1, 2, 3), shared=False),
         _line("line123-T250", (1, 2, 3), timesteps=250, beta_start=4e-3, beta_end=0.8),
+        _plane("grid"),
+        _plane("diamond"),
+        # The paper's rotation also shrinks: this one does not.
+        _plane("diamond-spaced"),
     )
 }
 
