@@ -10,12 +10,12 @@ import torch
 from common import one_line, seeded
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, sem, t
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from tinyhall._check import TinyhallError
 from tinyhall.filtering import Filter, keep_k, split
-from tinyhall.stats import auroc, fraction, roc
+from tinyhall.stats import auroc, fraction, mean, roc, sliced_wasserstein
 
 
 def labelled(seed: int, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,6 +106,35 @@ def test_fraction_has_wilson_s_interval() -> None:
     assert f"{found:.1%}" == "6.0% [2.1%, 16.2%]"
 
 
+def test_mean_has_student_s_interval() -> None:
+    values = [1.0, 2.0, 4.0]
+    e = mean(values)
+    low, high = t.interval(0.95, 2, np.mean(values), sem(values))
+    assert (e.value, e.low, e.high, e.n) == (pytest.approx(7 / 3), pytest.approx(low), pytest.approx(high), 3)
+    alone = mean([2.0])
+    assert (alone.value, alone.n) == (2.0, 1)
+    assert np.isnan(alone.low) and np.isnan(alone.high)
+
+
+def test_sliced_wasserstein_of_a_shift_is_known() -> None:
+    x = torch.randn(500, 2, generator=seeded())
+    shift = torch.tensor([0.3, -0.4])
+    # The shadow on a line at angle a moves by 0.5 |cos(a - b)|, whose mean over all angles is 0.5 * 2 / pi.
+    assert sliced_wasserstein(x, x + shift) == pytest.approx(0.5 * 2 / np.pi, rel=1e-3)
+    assert sliced_wasserstein(x, x[torch.randperm(500, generator=seeded())]) == pytest.approx(0, abs=1e-7)
+    assert sliced_wasserstein(x, x + shift) == pytest.approx(sliced_wasserstein(x + shift, x))
+    line = torch.tensor([[0.0], [1.0]])
+    assert sliced_wasserstein(line, line + 2, directions=3) == pytest.approx(2)  # one dimension: every line is the same
+
+
+def test_sliced_wasserstein_in_more_dimensions() -> None:
+    x = torch.randn(300, 5, generator=seeded())
+    far = sliced_wasserstein(x, x + 1.0)
+    assert far == sliced_wasserstein(x, x + 1.0)  # the same lines every time
+    # |v| E|u . e| for a unit u in 5 dimensions: Gamma(5/2) / (sqrt(pi) Gamma(3)) = 0.375
+    assert far == pytest.approx(5**0.5 * 0.375, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
@@ -115,6 +144,10 @@ def test_fraction_has_wilson_s_interval() -> None:
         (lambda: Filter(1.0).report(torch.ones(3), torch.ones(3)), ("bool", "float32")),
         (lambda: keep_k(torch.ones(3), 4), ("k", "at most 3", "4")),
         (lambda: keep_k(torch.ones(3), 0), ("k", "at least 1", "0")),
+        (lambda: mean([]), ("values", "at least one")),
+        (lambda: sliced_wasserstein(torch.ones(3, 2), torch.ones(3, 1)), ("y", "[m, 2]", "(3, 1)")),
+        (lambda: sliced_wasserstein(torch.ones(3), torch.ones(3, 1)), ("x", "[n, .]", "(3,)")),
+        (lambda: sliced_wasserstein(torch.ones(3, 2), torch.full((3, 2), math.inf)), ("y", "finite")),
         (lambda: split(1, seeded()), ("n >= 2", "1")),
         (lambda: split(5, seeded(), 1.0), ("share < 1", "1.0")),
         (lambda: auroc(torch.tensor([1.0, math.nan]), torch.tensor([True, False])), ("scores", "NaN", "1")),

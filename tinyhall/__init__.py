@@ -15,9 +15,10 @@ from .density import law
 from .experiments import load, reproduce
 from .filtering import Filter, keep_k, split
 from .metrics import TrajectoryVariance
+from .recursion import recurse
 from .sampling import Samples, Step, ddim, ddpm, hybrid, reverse, sample
 from .schedule import Schedule
-from .stats import Estimate, auroc, fraction, roc
+from .stats import Estimate, auroc, fraction, mean, roc, sliced_wasserstein
 from .training import Run, TrainStep, fit, train
 
 __version__ = "0.1.0"
@@ -43,11 +44,14 @@ __all__ = [
     "keep_k",
     "law",
     "load",
+    "mean",
     "nets",
+    "recurse",
     "reproduce",
     "reverse",
     "roc",
     "sample",
+    "sliced_wasserstein",
     "split",
     "train",
 ]

@@ -82,15 +82,17 @@ def sample(common: Common, options: Sample) -> None:
 
 
 def reproduce(common: Common, root: Path) -> None:
-    from . import cards, experiments
+    from . import cards, experiments, stats
 
     card = cards.get(common.card, common.scale)
     made = experiments.reproduce(
         card, common.seed, root=root, runs=common.runs, device=common.device, progress=not common.quiet
     )
-    large = made.metrics["large"]
-    low, high = large["fraction"]["5"][1:3]
-    print(f"{made.measured}: {large['fraction']['5'][0]:.2e} [{low:.2e}, {high:.2e}] hallucinated; in {made.folder}")
+    # A recursion has a history for each arm, the others one entry for each sampler.
+    last = {arm: history[-1] for arm, history in made.metrics["arms"].items()} if "arms" in made.metrics else made.metrics
+    for name in [k for k, v in last.items() if isinstance(v, dict) and "fraction" in v]:
+        print(f"{name}: {stats.Estimate(*last[name]['fraction']['5']):.2e} hallucinated")
+    print(f"{made.measured}; in {made.folder}")
 
 
 def info(root: Path) -> None:

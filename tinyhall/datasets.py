@@ -165,7 +165,7 @@ class GaussianMixture:
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
-        """All pairs of modes `[pairs, 2]`, the closest first, and the order of each: 1 for the nearest distance, 2 for the next."""
+        """All pairs of modes `[pairs, 2]`, the closest first, and the order of each (see `neighbour_order`)."""
         ends = torch.combinations(torch.arange(len(self.means)), 2)
         lengths = (self.means[ends[:, 1]] - self.means[ends[:, 0]]).norm(dim=1)
         lengths, index = lengths.sort(stable=True)

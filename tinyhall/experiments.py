@@ -18,15 +18,16 @@ from . import _check, cards, stats
 from . import device as _device
 from ._typing import Net, Tensor
 from .artifacts import load_weights, read_json, read_tensors, write_json, write_tensors
-from .cards import GaussianCard
+from .cards import GaussianCard, RecursionCard
 from .datasets import INTERPOLATED, GaussianMixture
 from .density import law
 from .filtering import Filter
 from .metrics import TrajectoryVariance
 from .nets import MLP, Tabulated
-from .sampling import Sampler, ddim, ddpm, reverse
+from .recursion import recurse
+from .sampling import Sampler, Samples, ddim, ddpm, reverse
 from .schedule import Schedule
-from .training import fit
+from .training import Run, fit
 
 WIDTHS = (4.0, 5.0, 6.0, 8.0)  # std from the nearest mode beyond which a sample counts as hallucinated
 WINDOWS = ((0, 2), (0, 3), (0, 5), (0, 10), (0, 20), (0, 50), (0, 100), (0, 200), (10, 20), (20, 60), (60, 100), (100, 200))
@@ -38,6 +39,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 TRACE = 60  # last values of t for which an artifact keeps x0_hat
 _PART = 250_000  # samples in flight: their traces take 60 MB
+_SCATTER = 2_000  # samples of each generation that an artifact keeps
 _KEPT = 10_000  # in-support samples whose scores an artifact keeps
 
 
@@ -110,25 +112,33 @@ def train_card(
     card: GaussianCard, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
 ) -> tuple[MLP, dict[str, Any]]:
     """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses and seconds."""
+    if isinstance(card, RecursionCard) and card.exact:
+        raise _check.fail("card", card.name, "one with a network to train; this one runs the exact denoiser")
     place = _device.pick(device)
     data = card.data().sample(card.n, cards.stream(seed, "data"))
     net = card.net(seed).to(place)
-    run = fit(
+    run = _fit(
+        card, net, data, cards.stream(seed, "training", place), folder(runs, card, seed) / "checkpoint.safetensors", progress
+    )
+    return net, {"losses": run.losses, "train_seconds": round(run.seconds, 1)}
+
+
+def _fit(card: GaussianCard, net: MLP, data: Tensor, generator: torch.Generator, checkpoint: Path, progress: bool) -> Run:
+    return fit(
         net,
         data,
         card.schedule(),
         steps=card.steps,
         batch_size=card.batch_size,
         lr=card.lr,
-        generator=cards.stream(seed, "training", place),
+        generator=generator,
         # Compiling takes half a minute: worth it from some thousand steps on.
-        compile=card.steps >= 5000 and _can_compile(place),
-        checkpoint=folder(runs, card, seed) / "checkpoint.safetensors",
+        compile=card.steps >= 5000 and _can_compile(generator.device),
+        checkpoint=checkpoint,
         every=min(500, card.steps),
         note=card.training_hash,
         progress=progress,
     )
-    return net, {"losses": run.losses, "train_seconds": round(run.seconds, 1)}
 
 
 def _can_compile(device: torch.device) -> bool:
@@ -147,10 +157,15 @@ def reproduce(
     samplers: Sequence[str] = tuple(SAMPLERS),
     progress: bool = True,
 ) -> Artifact:
-    """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training."""
+    """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training.
+
+    A recursion's card is run arm by arm instead; `samplers` is not for it.
+    """
     for name in samplers:
         if name not in SAMPLERS:
             raise _check.fail("samplers", name, f"some of {', '.join(SAMPLERS)}")
+    if isinstance(card, RecursionCard):
+        return _reproduce_recursion(card, seed, root, runs, device, progress)
     place = _device.pick(device)
     net, history = train_card(card, seed, runs=runs, device=device, progress=progress)
     out = folder(root, card, seed)
@@ -172,6 +187,11 @@ def reproduce(
             metrics[name]["integral"] = {f"{w:g}": exact.outside(centres, w * mixture.std) for w in WIDTHS}
         write_tensors(out / f"samples-{name}.safetensors", draw.tensors(), {"card": card.hash, "sampler": name})
     write_json(out / "metrics.json", metrics)
+    seconds = {"train_seconds": history["train_seconds"], "sample_seconds": round(time.perf_counter() - began, 1)}
+    return _finish(card, seed, root, place, seconds)
+
+
+def _finish(card: GaussianCard, seed: int, root: str | Path, place: torch.device, seconds: dict[str, float]) -> Artifact:
     info = {
         "card": asdict(card),
         "hash": card.hash,
@@ -179,11 +199,94 @@ def reproduce(
         "device": describe_device(place),
         "revision": revision(),
         "torch": torch.__version__,
-        "train_seconds": history["train_seconds"],
-        "sample_seconds": round(time.perf_counter() - began, 1),
-    }
-    write_json(out / "card.json", info)  # last: an artifact without it is not one
+    } | seconds
+    write_json(folder(root, card, seed) / "card.json", info)  # last: an artifact without it is not one
     return load(card.name, card.scale, seed, root)
+
+
+def _reproduce_recursion(
+    card: RecursionCard, seed: int, root: str | Path, runs: str | Path, device: str | None, progress: bool
+) -> Artifact:
+    place = _device.pick(device)
+    mixture, schedule = card.data(), card.schedule()
+    reference = mixture.sample(card.draw, cards.stream(seed, "reference"))
+
+    def learn(data: Tensor, generation: int, checkpoint: Path) -> Net:
+        if card.exact:
+            return refit(mixture, data).denoiser(schedule)
+        net = card.net(seed, f"weights/{generation}").to(place)
+        _fit(card, net, data, cards.stream(seed, f"training/{generation}", place), checkpoint, progress)
+        return net
+
+    def evaluate(drawn: Samples) -> dict[str, Any]:
+        bad = ~mixture.in_support(drawn.x)
+        score = next(iter(drawn.scores.values()))
+        both = 2 <= int(bad.sum()) <= len(bad) - 2
+        return figures(mixture, drawn.x) | {
+            "distance": stats.sliced_wasserstein(drawn.x, reference) / mixture.std,
+            "auroc": stats.auroc(score, bad) if both else None,
+        }
+
+    began = time.perf_counter()
+    floor = stats.sliced_wasserstein(mixture.sample(card.draw, cards.stream(seed, "floor")), reference) / mixture.std
+    metrics: dict[str, Any] = {"distance_floor": floor, "arms": {}}
+    kept: dict[str, Tensor] = {}
+    for arm, drop in card.arms:
+        name = arm if arm == "none" else f"{arm}-{drop:.3f}"
+        metrics["arms"][name] = []
+        for made in recurse(
+            mixture.sample(card.n, cards.stream(seed, "data")), learn, schedule, folder=folder(runs, card, seed), arm=arm,
+            drop=drop, draw=card.draw, generations=card.generations, metric=TrajectoryVariance(card.window),
+            evaluate=evaluate, seed=seed, note=card.training_hash, progress=progress,
+        ):  # fmt: skip
+            metrics["arms"][name].append(made.metrics)
+            kept[f"{name}.{made.number}"] = made.samples().x[:_SCATTER].half()
+    out = folder(root, card, seed)
+    write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
+    write_json(out / "metrics.json", metrics)
+    return _finish(card, seed, root, place, {"seconds": round(time.perf_counter() - began, 1)})
+
+
+def refit(mixture: GaussianMixture, x: Tensor) -> GaussianMixture:
+    """The mixture that points `[n, dim]` look like: for each mode the mean of the points nearest to it and within 5 std, and
+    one std for all. A mode with fewer than two points is gone.
+
+    Raises:
+        TinyhallError: no mode is left.
+    """
+    mode, distance = mixture._nearest(x, 5.0)
+    means, squares, count = [], 0.0, 0
+    for k in range(len(mixture.means)):
+        at = x[(mode == k) & (distance <= 5)].double()
+        if len(at) < 2:
+            continue
+        means.append(at.mean(0))
+        squares += float((at - means[-1]).square().sum())
+        count += at.numel() - at.shape[1]
+    if not means:
+        raise _check.fail("x", x, "points near the modes")
+    return GaussianMixture(torch.stack(means), max((squares / count) ** 0.5, 1e-9), f"refit of {mixture.name}")
+
+
+def figures(mixture: GaussianMixture, x: Tensor) -> dict[str, Any]:
+    """What samples `[n, dim]` say of the model that drew them, as JSON: fractions beyond each width, where the hallucinations
+    lie, how the modes are shared, and their width and place in units of the mixture's std."""
+    verdict = mixture.judge(x)
+    near = verdict.distance <= 4
+    at_mode = [x[near & (verdict.mode == m)].double() for m in range(len(mixture.means))]
+    pairs, counts = verdict.pair[verdict.kind == INTERPOLATED].unique(dim=0, return_counts=True)
+    centres = mixture.means.to(x.device)
+    return {
+        "n": len(x),
+        "fraction": {f"{w:g}": stats.fraction(int((verdict.distance > w).sum()), len(x)) for w in WIDTHS},
+        "interpolated": stats.fraction(int((verdict.kind == INTERPOLATED).sum()), len(x)),
+        "pairs": {f"{a}-{b}": int(c) for (a, b), c in zip(pairs.tolist(), counts.tolist(), strict=True)},
+        "share": [int(c) for c in torch.bincount(verdict.mode, minlength=len(mixture.means))],
+        "std_ratio": [float(p.std(0).mean()) / mixture.std if len(p) > 1 else None for p in at_mode],
+        "offset": [
+            float((p.mean(0) - c).norm()) / mixture.std if len(p) else None for p, c in zip(at_mode, centres, strict=True)
+        ],
+    }
 
 
 @dataclass
@@ -244,20 +347,7 @@ class Draw:
     def report(self) -> dict[str, Any]:
         """Figures as JSON: fractions at each width, where hallucinations lie, mode widths, and what each window detects."""
         half = torch.arange(self.n) < self.n // 2  # parts are independent, so the first half calibrates for the second
-        near = self.distance <= 4
-        modes = self.mixture._nearest(self.x, 5.0)[0]
-        at_mode = [self.x[near & (modes == m)].double() for m in range(len(self.mixture.means))]
-        widths = [float(x.std(0).mean()) / self.mixture.std if len(x) > 1 else None for x in at_mode]
-        pairs, counts = self.pair[self.kind == INTERPOLATED].unique(dim=0, return_counts=True)
-        out: dict[str, Any] = {
-            "n": self.n,
-            "fraction": {f"{w:g}": stats.fraction(int((self.distance > w).sum()), self.n) for w in WIDTHS},
-            "interpolated": stats.fraction(int((self.kind == INTERPOLATED).sum()), self.n),
-            "pairs": {f"{a}-{b}": int(c) for (a, b), c in zip(pairs.tolist(), counts.tolist(), strict=True)},
-            "share": [int(c) for c in torch.bincount(modes, minlength=len(self.mixture.means))],
-            "std_ratio": widths,
-            "windows": {},
-        }
+        out = figures(self.mixture, self.x) | {"windows": {}}
         for i, (a, b) in enumerate(self.windows):
             entry: dict[str, Any] = {}
             for w in WIDTHS:

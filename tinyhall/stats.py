@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,40 @@ def fraction(k: int, n: int) -> Estimate:
 
     interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
     return Estimate(k / n, float(interval.low), float(interval.high), n)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean of independent runs, with Student's 95% interval; of a single run without one (NaN)."""
+    if not len(values):
+        raise _check.TinyhallError("values: expected at least one, got none")
+    from scipy.stats import t
+
+    x = torch.tensor(list(values), dtype=torch.float64)
+    middle, n = float(x.mean()), len(x)
+    half = float(t.ppf(0.975, n - 1)) * float(x.std()) / math.sqrt(n) if n > 1 else math.nan
+    return Estimate(middle, middle - half, middle + half, n)
+
+
+def sliced_wasserstein(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], directions: int = 64) -> float:
+    """Distance between two sets of points, in their units: the 1-Wasserstein distance of their shadows on a line, averaged
+    over lines (Rabin et al. 2011). In the plane the lines fan out evenly; in more dimensions they are drawn from a fixed seed.
+
+    Two sets drawn from one law are not at distance 0, but at about 1/sqrt(n): compare with the distance of two such sets.
+    """
+    for name, value in (("x", x), ("y", y)):
+        _check.floats(name, value, ndim=2)
+    if x.shape[1] != y.shape[1]:
+        raise _check.fail("y", y, f"shape [m, {x.shape[1]}], the dimensions of x")
+    from scipy.stats import wasserstein_distance
+
+    if x.shape[1] == 2:
+        angle = torch.arange(_check.positive_int("directions", directions)) * math.pi / directions
+        lines = torch.stack([angle.cos(), angle.sin()])
+    else:
+        lines = torch.randn(x.shape[1], directions, generator=torch.Generator().manual_seed(0))
+        lines = lines / lines.norm(dim=0)
+    a, b = (x.cpu() @ lines).numpy(), (y.cpu() @ lines).numpy()
+    return float(sum(wasserstein_distance(a[:, i], b[:, i]) for i in range(directions)) / directions)
 
 
 def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Estimate:

@@ -132,7 +132,7 @@ def start(
         "lr": lr,
         "ema": ema,
         "schedule": schedule.name,
-        "data": _fingerprint(data),
+        "data": fingerprint(data),
         "net": f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters",
         "note": note,
     }
@@ -142,7 +142,8 @@ def start(
     return Run(net, optimizer, generator, order, settings, ema=average)
 
 
-def _fingerprint(data: Tensor) -> str:
+def fingerprint(data: Tensor) -> str:
+    """Shape and a hash of the bytes: what a checkpoint knows its data by."""
     raw = data.detach().cpu().contiguous().numpy().tobytes()
     return f"{tuple(data.shape)} sha256:{hashlib.sha256(raw).hexdigest()[:16]}"
 

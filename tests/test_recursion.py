@@ -1,0 +1,397 @@
+"""The generations: which samples go on, what lies on disk, and that a broken-off run ends as an unbroken one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from common import ROOT, environment, one_line, same_bits, seeded
+
+from tinyhall import cards, experiments, recursion
+from tinyhall._check import TinyhallError
+from tinyhall.artifacts import read_json, read_tensors, write_json, write_tensors
+from tinyhall.datasets import GaussianMixture
+from tinyhall.metrics import TrajectoryVariance
+from tinyhall.recursion import ARMS, Generation, needed, recurse, select
+from tinyhall.sampling import Samples, ddim, ddpm
+from tinyhall.schedule import Schedule
+from tinyhall.training import fingerprint
+
+QUICK = Schedule.linear(1e-3, 0.3, 60)
+DATA = GaussianMixture.line((-1.0, 1.0), std=0.1).sample(80, seeded(3))
+
+
+def exact(data: torch.Tensor, generation: int, checkpoint: Path):
+    """A model that needs no training: the mixture of two modes at the data's own places."""
+    low, high = data[data < 0].double(), data[data >= 0].double()
+    means = torch.stack([low.mean(), high.mean()])[:, None]
+    return GaussianMixture(means, max(float(high.std()), 1e-3)).denoiser(QUICK)
+
+
+def run(folder: Path, learn=exact, **changes) -> list[Generation]:
+    arguments = {"arm": "variance", "drop": 0.2, "generations": 3, "seed": 5} | changes
+    return list(recurse(DATA, learn, QUICK, folder=folder, **arguments))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# Which samples go on.
+
+
+def drawn(n: int = 10) -> Samples:
+    return Samples(torch.zeros(n, 1), {"score": torch.tensor([3.0, 1, 2, 0, 9, 8, 7, 6, 5, 4])[:n]})
+
+
+def test_variance_drops_the_highest_scores() -> None:
+    assert select(drawn(), "variance", 8, 0.2, seeded()).tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert select(drawn(), "variance", 4, 0.2, seeded()).tolist() == [0, 1, 2, 3]  # of the first five
+
+
+def test_none_keeps_the_first() -> None:
+    assert select(drawn(), "none", 8, 0.2, seeded()).tolist() == list(range(8))
+
+
+def test_random_drops_as_many_by_lot() -> None:
+    kept = [tuple(select(drawn(), "random", 8, 0.2, seeded(s)).tolist()) for s in range(20)]
+    assert all(len(set(k)) == 8 and list(k) == sorted(k) for k in kept)
+    assert len(set(kept)) > 10
+    assert kept[0] == tuple(select(drawn(), "random", 8, 0.2, seeded(0)).tolist())
+
+
+def test_the_paper_s_share() -> None:
+    assert needed(100_000, 2_500 / 102_500) == 102_500
+    assert needed(7, 0.0) == 7
+
+
+@pytest.mark.parametrize(
+    ("arm", "keep", "drop", "parts"),
+    [
+        ("best", 5, 0.1, ("arm", "none, random, variance", "'best'")),
+        ("variance", 5, 1.0, ("drop", "[0, 1)", "1.0")),
+        ("variance", 5, -0.1, ("drop", "-0.1")),
+        ("variance", 0, 0.1, ("keep", "at least 1")),
+        ("variance", 10, 0.1, ("draw", "at least 11", "got 10")),
+    ],
+)
+def test_select_errors(arm: str, keep: int, drop: float, parts: tuple[str, ...]) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        select(drawn(), arm, keep, drop, seeded())
+    one_line(caught.value, *parts)
+
+
+# The loop, and what it leaves.
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_each_generation_learns_from_what_was_kept(arm: str, tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
+        assert generation == len(seen) + 1
+        seen.append(data)
+        return exact(data, generation, checkpoint)
+
+    made = run(tmp_path, learn, arm=arm)
+    assert [m.number for m in made] == [1, 2, 3]
+    assert torch.equal(seen[0], DATA)
+    for before, data in zip(made, seen[1:], strict=False):
+        samples = before.samples()
+        assert len(samples) == (80 if arm == "none" else 100)
+        kept = select(samples, arm, 80, 0.2, cards.stream(5, f"lot/{before.number}"))
+        assert torch.equal(data, samples.x[kept])
+
+
+def test_states_allow_an_audit(tmp_path: Path) -> None:
+    made = run(tmp_path, evaluate=lambda s: {"mean": float(s.x.mean())})
+    for number, (this, before) in enumerate(zip(made, [None, *made], strict=False), start=1):
+        state = read_json(this.folder / "state.json")
+        assert (state["generation"], state["seed"]) == (number, 5)
+        assert state["drew"] == fingerprint(this.samples().x)
+        assert state["metrics"] == this.metrics == {"mean": float(this.samples().x.mean())}
+        if before is None:
+            assert (state["learned_from"], state["kept"]) == (fingerprint(DATA), None)
+            continue
+        indices = select(before.samples(), "variance", 80, 0.2, seeded())
+        assert state["learned_from"] == fingerprint(before.samples().x[indices])
+        assert state["kept"] == hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
+
+
+def test_the_first_generation_is_shared(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
+        calls.append(generation)
+        return exact(data, generation, checkpoint)
+
+    for arm in ARMS:
+        run(tmp_path, learn, arm=arm, draw=100)
+    assert calls == [1, 2, 3, 2, 3, 2, 3]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "none-80", "random-100", "recursion.json", "variance-100"]
+
+
+def test_the_filter_is_the_metric_s(tmp_path: Path) -> None:
+    late = run(tmp_path / "a", metric=TrajectoryVariance((0, 3)))
+    assert list(late[0].samples().scores) == ["variance[0,3)"]
+    early = run(tmp_path / "b", metric=TrajectoryVariance((30, 60)))
+    assert torch.equal(late[0].samples().x, early[0].samples().x)
+    assert not torch.equal(late[1].samples().x, early[1].samples().x)
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = files(tmp_path)
+
+    def never(*_):
+        raise AssertionError("trained again")
+
+    run(tmp_path, never)
+    assert files(tmp_path) == before
+    longer = run(tmp_path, generations=4)
+    assert files(tmp_path).items() > before.items()
+    assert longer[3].number == 4
+
+
+@pytest.mark.parametrize("point", ["1", "variance-100/2", "variance-100/3"])
+@pytest.mark.parametrize("lost", [("state.json",), ("state.json", "samples.safetensors")])
+def test_an_unfinished_generation_is_made_to_the_same_bits(point: str, lost: tuple[str, ...], tmp_path: Path) -> None:
+    run(tmp_path)
+    whole = files(tmp_path)
+    for name in lost:
+        (tmp_path / point / name).unlink()
+    run(tmp_path)
+    assert files(tmp_path) == whole
+
+
+# Errors: nothing lost, one line.
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"seed": 6}, ("seed", "expected 5", "got 6")),
+        ({"note": "another card"}, ("note", "another card")),
+        ({"draw": 120}, ("draw", "expected 100", "got 120")),
+        ({"metric": TrajectoryVariance((0, 5))}, ("metric", "variance[0,10)", "variance[0,5)")),
+        ({"sampler": ddpm("small")}, ("sampler", "60 moves")),
+        ({"sampler": ddim(steps=10)}, ("sampler", "10 moves")),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(changes: dict, parts: tuple[str, ...], tmp_path: Path) -> None:
+    run(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path, **changes)
+    one_line(caught.value, *parts)
+    assert files(tmp_path) == before
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(TinyhallError) as caught:
+        list(recurse(DATA + 1, exact, QUICK, folder=tmp_path, drop=0.2, seed=5))
+    one_line(caught.value, "data", "sha256")
+
+
+def test_another_schedule_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(TinyhallError) as caught:
+        list(recurse(DATA, exact, Schedule.linear(1e-3, 0.4, 60), folder=tmp_path, drop=0.2, seed=5))
+    one_line(caught.value, "schedule", "linear(0.001, 0.4, 60)")
+
+
+def spoil_samples(place: Path) -> None:
+    tensors, note = read_tensors(place / "samples.safetensors")
+    tensors["x"][7] += 1
+    write_tensors(place / "samples.safetensors", tensors, note)
+
+
+def cut_samples(place: Path) -> None:
+    path = place / "samples.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def rename_tensor(place: Path) -> None:
+    tensors, note = read_tensors(place / "samples.safetensors")
+    tensors["y"] = tensors.pop("x")
+    write_tensors(place / "samples.safetensors", tensors, note)
+
+
+def swap_origin(place: Path) -> None:
+    state = read_json(place / "state.json")
+    write_json(place / "state.json", state | {"learned_from": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (spoil_samples, ("samples", "sha256")),
+        (cut_samples, ("whole safetensors file",)),
+        (rename_tensor, ("samples", "tensor x")),
+        (lambda place: (place / "samples.safetensors").unlink(), ("expected a file", "samples.safetensors")),
+        (swap_origin, ("learned_from", "elsewhere")),
+        (lambda place: (place / "state.json").write_text("[]"), ("state of a generation",)),
+        (lambda place: (place / "state.json").write_text("{"), ("JSON",)),
+    ],
+)
+def test_damage_is_named(spoil, parts: tuple[str, ...], tmp_path: Path) -> None:
+    run(tmp_path)
+    spoil(tmp_path / "variance-100" / "2")
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path)
+    one_line(caught.value, *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"arm": "best"}, ("arm", "none, random, variance")),
+        ({"drop": 1.0}, ("drop", "1.0")),
+        ({"draw": 99}, ("draw", "at least 100", "got 99")),
+        ({"draw": 0}, ("draw", "at least 1")),
+        ({"generations": 0}, ("generations", "at least 1")),
+        ({"metric": TrajectoryVariance((0, 61))}, ("window", "60")),
+    ],
+)
+def test_bad_arguments_leave_nothing(changes: dict, parts: tuple[str, ...], tmp_path: Path, unchecked) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path / "new", **changes)
+    one_line(caught.value, *parts)
+    assert not (tmp_path / "new").exists()
+
+
+# A card, run from end to end; a killed one.
+
+SMOKE = dataclasses.replace(
+    cards.get("recursion", "smoke"), steps=20, timesteps=60, beta_end=0.3, n=200, draw=205, generations=3
+)
+SCRIPT = """
+import dataclasses, sys
+from tinyhall import cards, experiments
+small = dict(steps=20, timesteps=60, beta_end=0.3, n=200, draw=205, generations=3)
+card = dataclasses.replace(cards.get("recursion", "smoke"), **small)
+experiments._reproduce_recursion(card, 1, sys.argv[1] + "/root", sys.argv[1] + "/runs", "cpu", False)
+"""
+
+
+def reproduce(place: Path) -> None:
+    with pytest.raises(TinyhallError, match="expected one of card"):  # a card that has no name ends at its own artifact
+        experiments._reproduce_recursion(SMOKE, 1, place / "root", place / "runs", "cpu", False)
+
+
+def test_a_killed_recursion_ends_in_the_same_bits(tmp_path: Path) -> None:
+    reproduce(tmp_path / "whole")
+    whole = files(tmp_path / "whole" / "runs")
+    place = tmp_path / "broken"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(place)], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    # In the middle of the first arm: its second generation has begun, the third is not done.
+    while not (place / "runs" / "recursion-smoke" / "seed1" / "none-200" / "2").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (place / "root").exists()
+    reproduce(place)
+    ours = files(place / "runs")
+    assert ours.keys() == whole.keys()
+    for name in whole:
+        if not name.endswith("checkpoint.safetensors"):  # a checkpoint holds its wall time
+            assert ours[name] == whole[name], name
+        else:
+            a = read_tensors(place / "runs" / name)[0]
+            assert same_bits(a, read_tensors(tmp_path / "whole" / "runs" / name)[0])
+    assert not list(place.rglob("*.part"))
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
+    limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"  # a checkpoint is larger
+    done = subprocess.run(
+        [sys.executable, "-c", limited + SCRIPT, str(tmp_path / "full")],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "File too large" in done.stderr or "os error 27" in done.stderr
+    left = files(tmp_path / "full")
+    assert [Path(name).name for name in left] == ["recursion.json"]
+    reproduce(tmp_path / "full")
+    reproduce(tmp_path / "whole")
+    name = "runs/recursion-smoke/seed1/variance-205/3/state.json"
+    assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_recursion_cards() -> None:
+    card = cards.get("recursion", "paper")
+    assert (card.n, card.draw, card.generations, card.steps) == (100_000, 102_500, 5, 100_000)
+    assert card.arms == (("none", 0.0), ("random", 2_500 / 102_500), ("variance", 2_500 / 102_500))
+    assert all(needed(100_000, drop) <= card.draw for _, drop in card.arms)
+    for name in ("recursion", "recursion-sweep", "recursion-fine", "recursion-exact"):
+        for scale in cards.SCALES:
+            one = cards.get(name, scale)
+            assert one.draw == max(needed(one.n, drop) for _, drop in one.arms) or scale == "paper"
+    longer = dataclasses.replace(card, generations=7, arms=(("none", 0.0),), draw=100_000)
+    assert longer.training_hash == card.training_hash
+    assert dataclasses.replace(card, window=(0, 5)).training_hash != card.training_hash
+
+
+def test_an_artifact_of_the_exact_recursion(tmp_path: Path) -> None:
+    card = cards.get("recursion-exact", "smoke")
+    made = experiments.reproduce(card, 0, root=tmp_path / "root", runs=tmp_path / "runs", progress=False)
+    history = made.metrics["arms"]["none"]
+    assert len(history) == 3
+    assert history[0]["fraction"]["5"][0] == 0  # the exact denoiser leaves the support no more often than the data
+    widths = [sum(h["std_ratio"]) / 25 for h in history]
+    assert widths[0] == pytest.approx(0.62, abs=0.03)  # PAPER: 0.62 of the std, fixed large
+    assert widths[0] > widths[1] > widths[2]
+    assert set(made.samples("arms")) == {"none.1", "none.2", "none.3"}
+    assert json.dumps(made.metrics)
+    shutil.rmtree(tmp_path / "runs")
+
+
+def test_refit_finds_the_mixture() -> None:
+    grid = GaussianMixture.grid(side=3)
+    shifted = GaussianMixture(grid.means + 0.5 * grid.std, 0.7 * grid.std)
+    found = experiments.refit(grid, shifted.sample(90_000, seeded()))
+    assert found.std == pytest.approx(0.7 * grid.std, rel=0.01)
+    assert float((found.means - shifted.means).abs().max()) < 0.02 * grid.std
+    few = experiments.refit(grid, grid.sample(900, seeded())[::9])  # every ninth point: one mode alone
+    assert len(few.means) == 1
+    with pytest.raises(TinyhallError) as caught:
+        experiments.refit(grid, torch.full((10, 2), 50.0))
+    one_line(caught.value, "x", "points near the modes")
+
+
+def test_figures_equal_a_count_by_hand() -> None:
+    line = GaussianMixture.line((1, 2, 4))
+    x = torch.tensor([[1.0], [1.1], [1.49], [2.0], [2.1], [2.99], [3.1], [9.0]])
+    said = experiments.figures(line, x)
+    assert said["fraction"]["5"][0] == 4 / 8
+    assert said["interpolated"][0] == 3 / 8
+    assert said["pairs"] == {"0-1": 1, "1-2": 2}
+    assert said["share"] == [3, 3, 2]
+    assert said["std_ratio"][0] == pytest.approx(0.1 / 2**0.5 / 0.05, rel=1e-4)
+    assert said["offset"][0] == pytest.approx(1.0, rel=1e-4)
+    assert said["std_ratio"][2] is None
+    assert said["offset"][2] is None
+
+
+def test_names_are_public() -> None:
+    import tinyhall as th
+
+    assert th.recurse is recursion.recurse

@@ -1,0 +1,203 @@
+"""Models trained on models: each generation learns from what the last one drew, whole or filtered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _check
+from ._typing import Float, Int, Net, Tensor
+from .artifacts import read_json, read_tensors, write_json, write_tensors
+from .cards import stream
+from .device import rank
+from .filtering import keep_k
+from .metrics import Metric, TrajectoryVariance
+from .sampling import Sampler, Samples, ddpm, sample
+from .schedule import Schedule
+from .training import fingerprint
+
+ARMS = ("none", "random", "variance")
+
+Learn = Callable[[Tensor, int, Path], Net]
+"""`learn(data, generation, checkpoint) -> net`: trains a model of data; called again, it resumes from the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation, as its folder keeps it."""
+
+    number: int  # 1 is the model of the real data, which all arms share
+    arm: str
+    folder: Path
+    metrics: dict[str, Any]  # what `evaluate` said of the samples drawn
+
+    def samples(self) -> Samples:
+        """All that this generation drew, with the scores that the filter saw."""
+        return _drawn(self.folder)
+
+
+def select(samples: Samples, arm: str, keep: int, drop: float, generator: torch.Generator) -> Int[Tensor, " keep"]:
+    """Which samples the next generation learns from: rising indices, `keep` of the first keep/(1-drop).
+
+    Args:
+        samples: with one score each; what scores highest is dropped by "variance".
+        arm: "none" keeps the first `keep`; "random" and "variance" drop the same share, by lot or by score.
+        drop: that share; the paper drops 2,500 of 102,500.
+        generator: for the lot.
+
+    Raises:
+        TinyhallError: an unknown arm, a share outside [0, 1), or too few samples.
+    """
+    if arm not in ARMS:
+        raise _check.fail("arm", arm, f"one of {', '.join(ARMS)}")
+    of = needed(keep, 0.0 if arm == "none" else drop)
+    if of > len(samples):
+        raise _check.TinyhallError(f"draw: expected at least {of}, to keep {keep} and drop {drop:.2%}, got {len(samples)}")
+    if arm == "none":
+        return torch.arange(keep)
+    if arm == "random":
+        return torch.randperm(of, generator=generator, device=generator.device)[:keep].cpu().sort().values
+    return keep_k(next(iter(samples.scores.values()))[:of], keep)
+
+
+def needed(keep: int, drop: float) -> int:
+    """How many samples leave `keep` when the share `drop` of them goes."""
+    _check.positive_int("keep", keep)
+    if not 0 <= drop < 1:
+        raise _check.fail("drop", drop, "a share in [0, 1)")
+    return round(keep / (1 - drop))
+
+
+def recurse(
+    data: Float[Tensor, "n *shape"],
+    learn: Learn,
+    schedule: Schedule,
+    *,
+    folder: str | Path,
+    arm: str = "variance",
+    drop: float = 2_500 / 102_500,
+    draw: int | None = None,
+    generations: int = 5,
+    metric: Metric | None = None,
+    sampler: Sampler = ddpm(),  # noqa: B008 (frozen)
+    evaluate: Callable[[Samples], dict[str, Any]] | None = None,
+    seed: int = 0,
+    note: str = "",
+    progress: bool = False,
+) -> Iterator[Generation]:
+    """Trains on data, draws, filters, trains on what is kept, and so on: yields each generation once it is on disk.
+
+    Every generation learns from as many samples as there are data. The first is the same for all arms and lies in `folder/1`,
+    the others in `folder/<arm>-<of how many it keeps>/<generation>`. Each of these holds the model's checkpoint, everything
+    drawn with its scores, and `state.json`: seed, metrics, and hashes of what it learned from, of the indices by which that
+    was kept from the generation before, and of what it drew. That is enough to check any generation from the one before.
+    What is there is not made again, and a run that was killed, also in mid-training, ends in the bits of one that was not.
+
+    Args:
+        data: the real data, float32 `[n, *shape]`.
+        learn: see `Learn`; its generators should come from the generation's number, so that arms share their luck.
+        arm, drop: see `select`.
+        draw: samples drawn by each generation; without it, as many as the arm needs. Arms that share a folder must agree on it.
+        metric: what "variance" filters by; without it `TrajectoryVariance((0, 10))`, the paper's.
+        sampler: draws the samples.
+        evaluate: says of the samples drawn what is worth keeping, as JSON.
+        seed: of the drawing and the lot.
+        note: anything else that a folder must agree on, such as a card's hash.
+
+    Raises:
+        TinyhallError: bad arguments, or a folder that other arguments or damaged files have left behind.
+    """
+    _check.floats("data", data)
+    _check.positive_int("generations", generations)
+    if arm not in ARMS:
+        raise _check.fail("arm", arm, f"one of {', '.join(ARMS)}")
+    drop = 0.0 if arm == "none" else drop
+    least = needed(len(data), drop)
+    draw = least if draw is None else _check.positive_int("draw", draw)
+    if draw < least:
+        raise _check.TinyhallError(f"draw: expected at least {least}, to keep {len(data)} and drop {drop:.2%}, got {draw}")
+    metric = metric or TrajectoryVariance((0, 10))
+    metric.check(schedule)
+    settings = {
+        "data": fingerprint(data), "draw": draw, "metric": metric.name, "note": note, "schedule": schedule.name,
+        "sampler": _moves(sampler, schedule), "seed": seed,
+    }  # fmt: skip
+    root = Path(folder)
+    _agree(root / "recursion.json", settings)
+    return _generations(
+        data, learn, schedule, root, arm, drop, draw, generations, metric, sampler, evaluate or (lambda _: {}), seed, progress
+    )
+
+
+def _generations(
+    data: Tensor, learn: Learn, schedule: Schedule, root: Path, arm: str, drop: float, draw: int, generations: int,
+    metric: Metric, sampler: Sampler, evaluate: Callable[[Samples], dict[str, Any]], seed: int, progress: bool,
+) -> Iterator[Generation]:  # fmt: skip
+    keep, shape, kept = len(data), tuple(data.shape[1:]), None
+    branch = root / f"{arm}-{needed(keep, drop)}"
+    for number in range(1, generations + 1):
+        place = root / "1" if number == 1 else branch / str(number)
+        origin = {"generation": number, "seed": seed, "learned_from": fingerprint(data), "kept": kept}
+        state: dict[str, Any] | None = _finished(place / "state.json", origin)
+        if state is not None:
+            drawn = _drawn(place)
+            if state.get("drew") != fingerprint(drawn.x):
+                raise _check.TinyhallError(f"samples: expected {state.get('drew')}, got {fingerprint(drawn.x)} in {place}")
+        else:
+            net = learn(data, number, place / "checkpoint.safetensors")
+            drawn = sample(
+                net, schedule, draw, shape=shape, metrics=[metric], sampler=sampler,
+                generator=stream(seed, f"generation/{number}"), progress=progress,
+            )  # fmt: skip
+            state = {**origin, "drew": fingerprint(drawn.x), "metrics": evaluate(drawn)}
+            if rank() == 0:
+                scores = {f"score.{name}": score for name, score in drawn.scores.items()}
+                write_tensors(place / "samples.safetensors", {"x": drawn.x, **scores})
+                write_json(place / "state.json", state)  # last: a generation without it is not finished
+        yield Generation(number, arm, place, state["metrics"])
+        indices = select(drawn, arm, keep, drop, stream(seed, f"lot/{number}"))
+        data, kept = drawn.x[indices], hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
+
+
+def _finished(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of a finished generation, None where there is none; refuses one of another origin."""
+    if not path.exists():
+        return None
+    state = read_json(path)
+    if not isinstance(state, dict) or "metrics" not in state:
+        raise _check.TinyhallError(f"state: expected the state of a generation, got something else in {path}")
+    for key, value in origin.items():
+        if state.get(key) != value:
+            raise _check.TinyhallError(f"state: expected {key} {value!r}, got {state.get(key)!r} in {path}")
+    return state
+
+
+def _drawn(place: Path) -> Samples:
+    tensors, _ = read_tensors(place / "samples.safetensors")
+    if "x" not in tensors:
+        raise _check.TinyhallError(f"samples: expected a tensor x, got {', '.join(sorted(tensors))} in {place}")
+    return Samples(tensors.pop("x"), {k.removeprefix("score."): v for k, v in tensors.items()})
+
+
+def _agree(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a new folder; refuses to go on in one of other settings."""
+    if not path.exists():
+        if rank() == 0:
+            write_json(path, settings)
+        return
+    before = read_json(path)
+    for key, value in settings.items():
+        was = before.get(key) if isinstance(before, dict) else None
+        if was != value:
+            raise _check.TinyhallError(f"{key}: expected {was!r}, with which {path.parent} was begun, got {value!r}")
+
+
+def _moves(sampler: Sampler, schedule: Schedule) -> str:
+    """A sampler is its moves: their hash tells one from another, and stays the same from process to process."""
+    moves = sampler(schedule)
+    return f"{len(moves)} moves sha256:{hashlib.sha256(repr([tuple(m) for m in moves]).encode()).hexdigest()[:16]}"
