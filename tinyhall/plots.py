@@ -170,3 +170,78 @@ def loss(values: np.ndarray) -> Figure:
     ax.plot(np.arange(width - 1, len(values)), mean, color=DATA)
     ax.set(yscale="log", xlabel="step", ylabel="mean squared error")
     return figure
+
+
+def plane(
+    panels: dict[str, tuple[np.ndarray, np.ndarray]], *, modes: np.ndarray | None = None, columns: int = 3, height: float = 3.3
+) -> Figure:
+    """Samples in the plane, a panel for each name: in-support points and, over them, hallucinated ones, `[n, 2]` each."""
+    rows = -(-len(panels) // columns)
+    shape = (rows, min(columns, len(panels)))
+    figure, axes = plt.subplots(*shape, figsize=(3.1 * shape[1], height * rows), squeeze=False, sharex=True, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (name, (good, bad)) in zip(axes.flat, panels.items(), strict=False):
+        if modes is not None:
+            ax.plot(*modes.T, "+", color="0.6", ms=7, zorder=0)
+        # Rasterised: ten thousand points as vectors would make a page of megabytes.
+        ax.plot(*good.T, ".", color=FOURTH, ms=1.5, alpha=0.5, rasterized=True, label="in support")
+        ax.plot(*bad.T, ".", color=BAD, ms=1.5, alpha=0.8, rasterized=True, label="hallucinated")
+        ax.set(title=name, aspect="equal", xticks=[], yticks=[])
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=6)
+    return figure
+
+
+def field(
+    at: np.ndarray, vectors: dict[str, np.ndarray], *, modes: np.ndarray, gap: dict[str, np.ndarray] | None = None
+) -> Figure:
+    """Arrows from states `at` `[n, 2]` to what is predicted from them, `[n, 2]` each, a panel for each name.
+
+    `gap` colours each panel's arrows, `[n]`: here, how far from every mode the prediction lies.
+    """
+    figure, axes = _open(4.4 * len(vectors), 4.2, len(vectors), squeeze=False, sharex=True, sharey=True)
+    top = max(float(g.max()) for g in gap.values()) if gap else 1.0
+    for ax, (name, to) in zip(axes[0], vectors.items(), strict=True):
+        colour = gap[name] if gap else np.zeros(len(at))
+        arrows = ax.quiver(
+            *at.T, *(to - at).T, colour, cmap="viridis", clim=(0, top), angles="xy", scale_units="xy", scale=1, width=0.004
+        )
+        ax.plot(*modes.T, "o", color=BAD, ms=5)
+        ax.set(title=name, aspect="equal", xlabel="$x$")
+    axes[0, 0].set_ylabel("$y$")
+    if gap:
+        figure.colorbar(arrows, ax=axes, label="prediction's distance to the nearest mode, std", shrink=0.8)
+    return figure
+
+
+def generations(
+    series: dict[str, Sequence[Sequence[float]]], *, ylabel: str, log: bool = False, floor: float | None = None
+) -> Figure:
+    """A figure by generation, a line for each arm: values `[seeds, generations]`, each seed thin, their mean thick."""
+    figure, ax = _open(8, 3.4)
+    for i, (name, values) in enumerate(series.items()):
+        v = np.asarray(values, dtype=float)
+        number = np.arange(1, v.shape[1] + 1)
+        if len(v) > 1:
+            ax.plot(number, v.T, color=COLOURS[i % 5], lw=0.7, alpha=0.5)
+        ax.plot(number, v.mean(0), color=COLOURS[i % 5], marker="osD^v"[i % 5], ms=5, lw=1.8, label=name)
+    if floor is not None:
+        ax.axhline(floor, color="0.5", lw=1, ls=":")
+    ax.set(xlabel="generation (1 is trained on real data)", ylabel=ylabel, xticks=number)
+    if log:
+        ax.set_yscale("log")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=min(len(series), 4))
+    return figure
+
+
+def fates(t: np.ndarray, chance: dict[str, np.ndarray], *, floor: float | None = None) -> Figure:
+    """How often a state at t, continued anew, ends as a hallucination: a line for each group of states."""
+    figure, ax = _open(8, 3.2)
+    for (name, values), colour in zip(chance.items(), (BAD, FOURTH), strict=True):
+        ax.plot(t, values, color=colour, marker="o", ms=4, label=name)
+    if floor is not None:
+        ax.axhline(floor, color="0.5", lw=1, ls=":", label="all samples")
+    ax.set(xlabel="t (sampling runs to the right)", ylabel="share that ends hallucinated", xlim=(t.max(), 0), ylim=(-0.02, 1.02))
+    ax.legend(loc="upper left")
+    return figure
