@@ -66,3 +66,32 @@ def test_every_figure_draws_without_a_warning(figure: object) -> None:
     drawn = figure()  # type: ignore[operator]
     drawn.canvas.draw()
     assert all(ax.get_xlabel() or ax.get_ylabel() for ax in drawn.axes)
+
+
+def test_plane_has_a_panel_for_each_name() -> None:
+    good, bad = np.zeros((5, 2)), np.ones((3, 2))
+    figure = plots.plane({"a": (good, bad), "b": (good, bad[:0])}, modes=good)
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in shown] == ["a", "b"]
+    assert [len(line.get_xdata()) for line in shown[0].lines] == [5, 5, 3]
+    assert [len(line.get_xdata()) for line in shown[1].lines] == [5, 5, 0]
+
+
+def test_field_draws_from_to() -> None:
+    at = np.array([[0.0, 0.0], [1.0, 0.0]])
+    figure = plots.field(at, {"exact": at + 1, "learned": at * 2}, modes=at, gap={"exact": np.ones(2), "learned": np.zeros(2)})
+    (arrows,) = [c for c in figure.axes[1].collections if hasattr(c, "U")]
+    assert arrows.U.tolist() == [0, 1]
+    assert arrows.V.tolist() == [0, 0]
+
+
+def test_generations_draw_seeds_and_their_mean() -> None:
+    figure = plots.generations({"none": [[1.0, 2, 3], [3, 4, 5]], "filtered": [[1.0, 1, 1]]}, ylabel="y", floor=0.5)
+    lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert lines[:4] == [[1, 2, 3], [3, 4, 5], [2, 3, 4], [1, 1, 1]]
+
+
+def test_fates_run_towards_zero() -> None:
+    figure = plots.fates(np.array([30, 10, 1]), {"bad": np.array([0.1, 0.5, 1]), "good": np.array([0.1, 0, 0])}, floor=0.1)
+    assert figure.axes[0].get_xlim() == (30, 0)
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0.1, 0.5, 1]

@@ -242,6 +242,8 @@ def fates(t: np.ndarray, chance: dict[str, np.ndarray], *, floor: float | None =
         ax.plot(t, values, color=colour, marker="o", ms=4, label=name)
     if floor is not None:
         ax.axhline(floor, color="0.5", lw=1, ls=":", label="all samples")
-    ax.set(xlabel="t (sampling runs to the right)", ylabel="share that ends hallucinated", xlim=(t.max(), 0), ylim=(-0.02, 1.02))
+    ax.set(
+        xlabel="t (sampling runs to the right)", ylabel="share that ends hallucinated", xlim=(t.max(), 0), ylim=(-0.02, 1.02)
+    )
     ax.legend(loc="upper left")
     return figure
