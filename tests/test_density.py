@@ -8,7 +8,7 @@ from common import one_line, seeded
 
 from tinyhall._check import TinyhallError
 from tinyhall.datasets import GaussianMixture
-from tinyhall.density import law
+from tinyhall.density import exact_std, law
 from tinyhall.sampling import ddim, ddpm, sample
 from tinyhall.schedule import Schedule
 
@@ -61,3 +61,26 @@ def test_errors(options, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         law(net, SCHEDULE, **options)
     one_line(caught.value, *parts)
+
+
+@pytest.mark.parametrize("sampler", [ddpm("large"), ddpm("small"), ddim(eta=0.5)])
+def test_exact_std_equals_the_law_of_one_mode(sampler) -> None:
+    schedule = Schedule.linear(1e-3, 0.2, 200)
+    alone = GaussianMixture.line((0,), std=0.3)
+    found = law(alone.denoiser(schedule), schedule, sampler=sampler)
+    std = float((found.mass * found.places**2).sum().sqrt())
+    assert exact_std(0.3, schedule, sampler) == pytest.approx(std, rel=1e-3)
+
+
+@pytest.mark.parametrize(("variance", "ratio"), [("large", 0.62), ("small", 0.47)])
+def test_exact_std_of_the_paper_s_plane(variance: str, ratio: float) -> None:
+    std = GaussianMixture.grid().std
+    assert exact_std(std, Schedule.linear(), ddpm(variance)) / std == pytest.approx(ratio, abs=0.005)
+
+
+def test_exact_std_tends_to_the_data_s_with_finer_steps() -> None:
+    errors = []
+    for steps in (1000, 4000, 16000):
+        schedule = Schedule.linear(0.1 / steps, 200 / steps if steps > 1000 else 0.2, steps)
+        errors.append(max(abs(exact_std(0.3, schedule, ddpm(v)) / 0.3 - 1) for v in ("large", "small")))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]

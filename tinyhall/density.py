@@ -88,6 +88,27 @@ def law(
     return Law(x, mass)
 
 
+def exact_std(std: float, schedule: Schedule, sampler: Sampler = ddpm()) -> float:  # noqa: B008 (frozen)
+    """The width of a Gaussian mode after the reverse process with the *exact* denoiser, in closed form.
+
+    Near a lone mode (mean 0) the exact noise prediction is linear, E[eps | x_t] = sqrt(1 - abar) x_t / (abar std^2 + 1 - abar),
+    so that each move multiplies the state and adds noise: variances follow one another, v' = c^2 v + noise^2. What
+    differs from `std` in the end is the error of a finite number of steps, with no network and no sample in it.
+
+    Args:
+        std: the mode's width in the data, small beside the distance to other modes.
+        schedule, sampler: of the reverse process.
+    """
+    _check.positive("std", std)
+    v = 1.0
+    for move in sampler(schedule):
+        log_bar = float(schedule.log_alpha_bar[move.t])
+        noise = -math.expm1(log_bar)
+        v *= (move.keep + move.push * math.sqrt(noise) / (math.exp(log_bar) * std**2 + noise)) ** 2
+        v += move.noise**2
+    return math.sqrt(v)
+
+
 def _deposit(places: Tensor, mass: Tensor, low: float, step: float) -> Tensor:
     """Mass at any places, shared between the two grid points beside each; what falls off the grid is dropped."""
     at = (places - low) / step

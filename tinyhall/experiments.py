@@ -24,7 +24,7 @@ from .density import law
 from .filtering import Filter
 from .metrics import TrajectoryVariance
 from .nets import MLP, Tabulated
-from .recursion import recurse
+from .recursion import recurse, select
 from .sampling import Sampler, Samples, ddim, ddpm, reverse
 from .schedule import Schedule
 from .training import Run, fit
@@ -112,8 +112,6 @@ def train_card(
     card: GaussianCard, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
 ) -> tuple[MLP, dict[str, Any]]:
     """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses and seconds."""
-    if isinstance(card, RecursionCard) and card.exact:
-        raise _check.fail("card", card.name, "one with a network to train; this one runs the exact denoiser")
     place = _device.pick(device)
     data = card.data().sample(card.n, cards.stream(seed, "data"))
     net = card.net(seed).to(place)
@@ -212,8 +210,6 @@ def _reproduce_recursion(
     reference = mixture.sample(card.draw, cards.stream(seed, "reference"))
 
     def learn(data: Tensor, generation: int, checkpoint: Path) -> Net:
-        if card.exact:
-            return refit(mixture, data).denoiser(schedule)
         net = card.net(seed, f"weights/{generation}").to(place)
         _fit(card, net, data, cards.stream(seed, f"training/{generation}", place), checkpoint, progress)
         return net
@@ -239,8 +235,11 @@ def _reproduce_recursion(
             drop=drop, draw=card.draw, generations=card.generations, metric=TrajectoryVariance(card.window),
             evaluate=evaluate, seed=seed, note=card.training_hash, progress=progress,
         ):  # fmt: skip
-            metrics["arms"][name].append(made.metrics)
-            kept[f"{name}.{made.number}"] = made.samples().x[:_SCATTER].half()
+            drawn = made.samples()
+            goes_on = drawn.x[select(drawn, arm, card.n, drop, cards.stream(seed, f"lot/{made.number}"))]
+            passed = stats.fraction(int((~mixture.in_support(goes_on)).sum()), card.n)
+            metrics["arms"][name].append(made.metrics | {"passed_on": passed})
+            kept[f"{name}.{made.number}"] = drawn.x[:_SCATTER].half()
     out = folder(root, card, seed)
     write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
     write_json(out / "metrics.json", metrics)
