@@ -88,3 +88,16 @@ def test_reproduce_at_smoke_scale(tmp_path: Path) -> None:
     metrics = json.loads((place / "metrics.json").read_text())
     assert metrics["large"]["n"] == get("line123", "smoke").samples
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_reproduce_a_recursion_at_smoke_scale(tmp_path: Path) -> None:
+    command = ("-m", "tinyhall", "reproduce", "recursion", "--scale", "smoke", "--quiet")
+    command += ("--runs", str(tmp_path / "runs"), "--root", str(tmp_path / "out"))
+    done = run_python(*command)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()[:3]] == ["none", "random-0.024", "variance-0.024"]
+    again = run_python(*command)  # finds every generation made
+    assert again.stdout == done.stdout
+    changed = run_python(*command, "--seed", "1")
+    assert changed.stdout != done.stdout

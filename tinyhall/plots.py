@@ -200,7 +200,8 @@ def field(
 
     `gap` colours each panel's arrows, `[n]`: here, how far from every mode the prediction lies.
     """
-    figure, axes = _open(4.4 * len(vectors), 4.2, len(vectors), squeeze=False, sharex=True, sharey=True)
+    wide, high = np.ptp(at, axis=0)
+    figure, axes = _open(4.4 * len(vectors), 3.6 * high / wide + 1.1, len(vectors), squeeze=False, sharex=True, sharey=True)
     top = max(float(g.max()) for g in gap.values()) if gap else 1.0
     for ax, (name, to) in zip(axes[0], vectors.items(), strict=True):
         colour = gap[name] if gap else np.zeros(len(at))
@@ -211,7 +212,7 @@ def field(
         ax.set(title=name, aspect="equal", xlabel="$x$")
     axes[0, 0].set_ylabel("$y$")
     if gap:
-        figure.colorbar(arrows, ax=axes, label="prediction's distance to the nearest mode, std", shrink=0.8)
+        figure.colorbar(arrows, ax=axes, label="std to the nearest mode")
     return figure
 
 
