@@ -125,9 +125,11 @@ class RecursionCard(GaussianCard):
         card: Any = super().at(scale)
         by_scale: dict[str, dict[str, Any]] = {
             "smoke": {"n": 500, "steps": 60, "batch_size": 250, "generations": 3, "timesteps": 100, "beta_end": 0.2},
-            "laptop": {"n": 10_000, "steps": 8_000, "batch_size": 500, "layout": "grid3"},
+            "laptop": {"n": 10_000, "steps": 8_000, "batch_size": 500} | self._head(),
         }
         smaller = by_scale[scale]
+        if scale == "laptop" and self.layout == "grid":
+            smaller["layout"] = "grid3"
         draw = max(round(smaller["n"] / (1 - drop)) for _, drop in self.arms)
         return dataclasses.replace(card, draw=draw, **smaller)
 
@@ -146,7 +148,8 @@ def _plane(layout: str, **fields: Any) -> GaussianCard:
 
 
 def _recursion(name: str, **fields: Any) -> RecursionCard:
-    return RecursionCard(name, "grid", n=100_000, steps=100_000, samples=0, **fields)
+    plane: dict[str, Any] = {"layout": "grid", "n": 100_000, "steps": 100_000, "samples": 0}
+    return RecursionCard(name, **plane | fields)
 
 
 CARDS: dict[str, GaussianCard] = {
@@ -171,6 +174,8 @@ CARDS: dict[str, GaussianCard] = {
         # How much must the filter drop? The 10% arm needs more samples than the paper draws.
         _recursion("recursion-sweep", arms=(("variance", 0.01), ("variance", 0.05), ("variance", 0.1)), draw=111_111),
         # On this schedule the exact denoiser keeps the width of a mode to 1%, where on the paper's it keeps 62%.
+        # Where hallucinations are rarer than what is dropped. The paper has no recursion in one dimension.
+        _recursion("recursion-line", layout="line", means=(1.0, 2.0, 3.0), n=50_000, steps=50_000, draw=51_250),
         _recursion("recursion-fine", arms=(("none", 0.0),), beta_start=5e-5, beta_end=0.02),
     )
 }

@@ -1,0 +1,201 @@
+"""The network for images: ADM's U-Net (Dhariwal and Nichol 2021), small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import _check
+from ._typing import Float, Int, Tensor
+from .nets import sinusoidal
+
+
+def norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(width // 4, width)  # ADM's 32 groups at a width of 128
+
+
+class Attention(nn.Module):
+    """Self-attention among the pixels, added to the input: softmax(Q K^T / sqrt(d)) V in heads of about d = 64 features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        heads = max(width // 64, 1)
+        self.heads = heads if width % heads == 0 else 1
+        self.norm = norm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, h: Float[Tensor, "n width height wide"]) -> Float[Tensor, "n width height wide"]:
+        pixels = self.norm(h).flatten(2).mT  # [n, pixels, width], a view: channels are last in memory
+        q, k, v = self.qkv(pixels).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [n, heads, pixels, d] each
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [n, pixels, width]
+        return h + self.out(mixed).mT.unflatten(2, h.shape[2:])
+
+
+class Block(nn.Module):
+    """A residual block: norm, SiLU, convolution; norm scaled and shifted by the condition, SiLU, convolution; plus the input.
+    Then, where asked for, attention."""
+
+    def __init__(self, width_in: int, width: int, condition: int, attention: bool) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(width_in), nn.Conv2d(width_in, width, 3, padding=1)
+        self.condition = nn.Linear(condition, 2 * width)
+        self.norm2, self.conv2 = norm(width), nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
+        self.attention = Attention(width) if attention else nn.Identity()
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        out = self.conv1(F.silu(self.norm1(h)))
+        scale, shift = self.condition(condition)[:, :, None, None].chunk(2, dim=1)  # [n or 1, width, 1, 1] each
+        out = self.conv2(F.silu(self.norm2(out) * (1 + scale) + shift))
+        return self.attention(self.skip(h) + out)
+
+
+class UNet(nn.Module):
+    """Predicts the noise in images: 2,690,692 parameters by default.
+
+    Blocks at ever lower resolutions, then back up; the lowest level is the middle of the U. On the way up, the first block of a
+    level also sees what the way down ended with there. The image enters with each patch of stem x stem pixels as one.
+
+    Convolutions run with channels last in memory. The weights do not lie so: a checkpoint would bring Adam's moments back in
+    the ordinary order, and its fused step takes numbers by their place in memory.
+
+    Args:
+        channels, size: the images are `[channels, size, size]`.
+        widths: features at each level, multiples of 4; every level has half the resolution of the one before.
+        blocks: residual blocks a level, down and up.
+        attention: resolutions, after the stem, at which attention follows each block; None for the lowest alone.
+        stem: side of the patches; 1 for none.
+        classes: of a conditional network, one more than its largest label; None for a network without labels.
+        generator: draws the initial weights; without it, a fresh one seeded with 0, so that the global state stays untouched.
+
+    Raises:
+        TinyhallError: bad arguments, or a size that stem and levels do not divide.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        size: int = 64,
+        widths: Sequence[int] = (64, 128, 128),
+        blocks: int = 2,
+        attention: Sequence[int] | None = None,
+        stem: int = 2,
+        classes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"channels": channels, "size": size, "blocks": blocks, "stem": stem}.items():
+            _check.positive_int(name, value)
+        if not widths or any(_check.positive_int("widths", width) % 4 for width in widths):
+            raise _check.fail("widths", widths, "multiples of 4, at least one: norms take groups of 4")
+        if size % (stem << len(widths) - 1):
+            raise _check.fail("size", size, f"a multiple of {stem << len(widths) - 1}, for {len(widths)} levels and stem={stem}")
+        sizes = [size // stem >> level for level in range(len(widths))]
+        attention = sizes[-1:] if attention is None else attention
+        if not set(attention) <= set(sizes):
+            raise _check.fail("attention", attention, f"some of the levels' resolutions {', '.join(map(str, sizes))}")
+        self.shape, self.stem = (channels, size, size), stem
+        self.classes = None if classes is None else _check.positive_int("classes", classes)
+
+        def level(width_in: int, width: int, at: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(w, width, condition, at in attention) for w in [width_in] + [width] * (blocks - 1))
+
+        first, condition, pixels = widths[0], 2 * widths[0], channels * stem**2
+        with torch.random.fork_rng(devices=[]):  # modules draw from the global state before we overwrite it
+            self.time = nn.Sequential(nn.Linear(first, condition), nn.SiLU(), nn.Linear(condition, condition))
+            # One row more than classes: the last, which the label -1 finds, is "no class".
+            self.label = None if classes is None else nn.Embedding(classes + 1, condition)
+            self.conv_in = nn.Conv2d(pixels, first, 3, padding=1)
+            self.down = nn.ModuleList(map(level, [first, *widths[:-2]], widths[:-1], sizes[:-1]))
+            self.middle = level(widths[-2:][0], widths[-1], sizes[-1])
+            below = [b + w for b, w in zip(widths[1:], widths[:-1], strict=True)]
+            self.up = nn.ModuleList(map(level, below[::-1], widths[-2::-1], sizes[-2::-1]))
+            self.norm, self.conv_out = norm(first), nn.Conv2d(first, pixels, 3, padding=1)
+        self._draw(generator or torch.Generator().manual_seed(0))
+
+    def _draw(self, generator: torch.Generator) -> None:
+        """Xavier, zero bias; zero for all that ends a residual branch or the network, so that it starts by predicting 0."""
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if name.endswith(("conv2", "attention.out", "conv_out")):
+                    nn.init.zeros_(module.weight)
+                else:
+                    nn.init.xavier_uniform_(module.weight, generator=generator)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, generator=generator)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n channels size size"],
+        t: Int[Tensor, " n"],
+        label: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n channels size size"]:
+        """The predicted noise, float32. Labels are 0 to classes - 1; -1 and None stand for "no class".
+
+        Raises:
+            TinyhallError: x of another shape than the network's, or labels out of range.
+        """
+        return self.trunk(self._checked(x), self.condition(t, label)).float().contiguous()
+
+    def features(
+        self,
+        x: Float[Tensor, "n channels size size"],
+        t: Int[Tensor, " n"],
+        label: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n width low low"]:
+        """The state at the bottom of the U, after its last block (64 x 64 images: `[n, 128, 8, 8]`). Raises as `forward`."""
+        return self.encode(self._checked(x), self.condition(t, label))[-1].float().contiguous()
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise _check.fail("x", x, f"shape [n, {', '.join(map(str, self.shape))}]")
+        return x
+
+    def condition(self, t: Int[Tensor, " n"], label: Int[Tensor, " n"] | None = None) -> Float[Tensor, "m condition"]:
+        """What t and label say to every block: one row for all where no row differs (a sampler passes an expanded t)."""
+        if t.stride(0) == 0:
+            t = t[:1]
+        out = self.time(sinusoidal(t, self.time[0].in_features))
+        if self.label is None:
+            if label is not None:
+                raise _check.fail("label", label, "None: this network knows no classes")
+        elif label is None:
+            out = out + self.label.weight[-1]
+        else:
+            if label.dtype != torch.int64 or label.ndim != 1:
+                raise _check.fail("label", label, "int64 of shape [n]")
+            low, high = (int(end) for end in label.aminmax())  # a GPU waits here: there, a wrong index would end the process
+            if low < -1 or high >= self.classes:  # type: ignore[operator]
+                raise _check.TinyhallError(f"label: expected -1 (no class) to {self.classes - 1}, got {low} to {high}")  # type: ignore[operator]
+            out = out + self.label(label.where(label >= 0, self.classes))  # type: ignore[arg-type]
+        return F.silu(out)
+
+    def encode(self, x: Tensor, condition: Tensor) -> list[Tensor]:
+        """The state that each level of the way down ends with, the middle last."""
+        # An untrained network lets a sampler's states grow until a norm's squares overflow; see MLP.trunk.
+        x = F.pixel_unshuffle(x.clamp(-1e15, 1e15), self.stem)
+        h, states = self.conv_in(x.contiguous(memory_format=torch.channels_last)), []
+        for level in [*self.down, self.middle]:
+            h = F.avg_pool2d(h, 2) if states else h
+            for block in level:
+                h = block(h, condition)
+            states.append(h)
+        return states
+
+    def trunk(self, x: Tensor, condition: Tensor) -> Tensor:
+        *states, h = self.encode(x, condition)
+        for level, state in zip(self.up, reversed(states), strict=True):
+            h = torch.cat([F.interpolate(h, scale_factor=2), state], dim=1)
+            for block in level:
+                h = block(h, condition)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm(h))), self.stem)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        # The look-up of labels stays outside: compiled for a CPU, its gradient is summed in no fixed order.
+        self.trunk = torch.compile(self.trunk, *args, **kwargs)  # type: ignore[method-assign]
