@@ -13,6 +13,7 @@ import torch
 from . import _check
 from ._typing import Bool, Float, Int, Tensor
 from .schedule import Schedule
+from .shapes import SimpleShapes as SimpleShapes
 
 _CHUNK = 131_072  # rows of points against modes at a time: distances to 25 modes stay under 30 MB
 
