@@ -55,22 +55,34 @@ class Block(nn.Module):
         return self.attention(self.skip(h) + out)
 
 
-class UNet(nn.Module):
-    """Predicts the noise in images: 2,690,692 parameters by default.
+class Level(nn.ModuleList):
+    """The blocks of one resolution, one after the other."""
 
-    Blocks at ever lower resolutions, then back up; the lowest level is the middle of the U. On the way up, the first block of a
-    level also sees what the way down ended with there. The image enters with each patch of stem x stem pixels as one.
+    def __init__(self, width_in: int, width: int, blocks: int, condition: int, attention: bool) -> None:
+        super().__init__(Block(w, width, condition, attention) for w in [width_in] + [width] * (blocks - 1))
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, condition)
+        return h
+
+
+class UNet(nn.Module):
+    """Predicts the noise in images: 2,698,372 parameters by default.
+
+    Blocks at ever lower resolutions, then back up; the lowest level is the middle of the U. On the way up, a level also sees
+    the state that the way down left there with. The image enters with each patch of stem x stem pixels as one.
 
     Convolutions run with channels last in memory. The weights do not lie so: a checkpoint would bring Adam's moments back in
-    the ordinary order, and its fused step takes numbers by their place in memory.
+    the ordinary order, and its fused step pairs numbers by their place in memory.
 
     Args:
         channels, size: the images are `[channels, size, size]`.
         widths: features at each level, multiples of 4; every level has half the resolution of the one before.
         blocks: residual blocks a level, down and up.
-        attention: resolutions, after the stem, at which attention follows each block; None for the lowest alone.
+        attention: resolutions, counted after the stem, at which attention follows each block; None for the lowest alone.
         stem: side of the patches; 1 for none.
-        classes: of a conditional network, one more than its largest label; None for a network without labels.
+        classes: labels are 0 to classes - 1, or -1 for "no class"; None for a network without labels.
         generator: draws the initial weights; without it, a fresh one seeded with 0, so that the global state stays untouched.
 
     Raises:
@@ -92,29 +104,27 @@ class UNet(nn.Module):
         for name, value in {"channels": channels, "size": size, "blocks": blocks, "stem": stem}.items():
             _check.positive_int(name, value)
         if not widths or any(_check.positive_int("widths", width) % 4 for width in widths):
-            raise _check.fail("widths", widths, "multiples of 4, at least one: norms take groups of 4")
-        if size % (stem << len(widths) - 1):
-            raise _check.fail("size", size, f"a multiple of {stem << len(widths) - 1}, for {len(widths)} levels and stem={stem}")
-        sizes = [size // stem >> level for level in range(len(widths))]
+            raise _check.fail("widths", widths, "multiples of 4, the size of a norm's groups")
+        unit = stem * 2 ** (len(widths) - 1)
+        if size % unit:
+            raise _check.fail("size", size, f"a multiple of {unit}, for stem={stem} and {len(widths)} levels")
+        sizes = [size // stem // 2**i for i in range(len(widths))]
         attention = sizes[-1:] if attention is None else attention
         if not set(attention) <= set(sizes):
-            raise _check.fail("attention", attention, f"some of the levels' resolutions {', '.join(map(str, sizes))}")
+            raise _check.fail("attention", attention, f"some of the levels' resolutions {sizes}")
         self.shape, self.stem = (channels, size, size), stem
-        self.classes = None if classes is None else _check.positive_int("classes", classes)
-
-        def level(width_in: int, width: int, at: int) -> nn.ModuleList:
-            return nn.ModuleList(Block(w, width, condition, at in attention) for w in [width_in] + [width] * (blocks - 1))
-
         first, condition, pixels = widths[0], 2 * widths[0], channels * stem**2
+
+        def level(i: int, width_in: int) -> Level:
+            return Level(width_in, widths[i], blocks, condition, sizes[i] in attention)
+
         with torch.random.fork_rng(devices=[]):  # modules draw from the global state before we overwrite it
             self.time = nn.Sequential(nn.Linear(first, condition), nn.SiLU(), nn.Linear(condition, condition))
-            # One row more than classes: the last, which the label -1 finds, is "no class".
-            self.label = None if classes is None else nn.Embedding(classes + 1, condition)
+            # The last row stands for "no class".
+            self.label = None if classes is None else nn.Embedding(_check.positive_int("classes", classes) + 1, condition)
             self.conv_in = nn.Conv2d(pixels, first, 3, padding=1)
-            self.down = nn.ModuleList(map(level, [first, *widths[:-2]], widths[:-1], sizes[:-1]))
-            self.middle = level(widths[-2:][0], widths[-1], sizes[-1])
-            below = [b + w for b, w in zip(widths[1:], widths[:-1], strict=True)]
-            self.up = nn.ModuleList(map(level, below[::-1], widths[-2::-1], sizes[-2::-1]))
+            self.down = nn.ModuleList(level(i, widths[max(i - 1, 0)]) for i in range(len(widths)))
+            self.up = nn.ModuleList(level(i, widths[i] + widths[i + 1]) for i in reversed(range(len(widths) - 1)))
             self.norm, self.conv_out = norm(first), nn.Conv2d(first, pixels, 3, padding=1)
         self._draw(generator or torch.Generator().manual_seed(0))
 
@@ -159,41 +169,39 @@ class UNet(nn.Module):
 
     def condition(self, t: Int[Tensor, " n"], label: Int[Tensor, " n"] | None = None) -> Float[Tensor, "m condition"]:
         """What t and label say to every block: one row for all where no row differs (a sampler passes an expanded t)."""
+        n = len(t)
         if t.stride(0) == 0:
             t = t[:1]
-        out = self.time(sinusoidal(t, self.time[0].in_features))
+        out = self.time(sinusoidal(t, self.conv_in.out_channels))
         if self.label is None:
             if label is not None:
                 raise _check.fail("label", label, "None: this network knows no classes")
-        elif label is None:
-            out = out + self.label.weight[-1]
-        else:
-            if label.dtype != torch.int64 or label.ndim != 1:
-                raise _check.fail("label", label, "int64 of shape [n]")
-            low, high = (int(end) for end in label.aminmax())  # a GPU waits here: there, a wrong index would end the process
-            if low < -1 or high >= self.classes:  # type: ignore[operator]
-                raise _check.TinyhallError(f"label: expected -1 (no class) to {self.classes - 1}, got {low} to {high}")  # type: ignore[operator]
-            out = out + self.label(label.where(label >= 0, self.classes))  # type: ignore[arg-type]
-        return F.silu(out)
+            return F.silu(out)
+        none = self.label.num_embeddings - 1
+        if label is None:
+            return F.silu(out + self.label.weight[none])
+        if label.dtype != torch.int64 or tuple(label.shape) != (n,):
+            raise _check.fail("label", label, f"int64 of shape [{n}]")
+        low, high = (int(end) for end in label.aminmax())  # a GPU waits here; unchecked, a wrong one would end the process
+        if low < -1 or high >= none:
+            raise _check.TinyhallError(f"label: expected -1 (no class) to {none - 1}, got {low} to {high}")
+        return F.silu(out + self.label(label.where(label >= 0, none)))
 
     def encode(self, x: Tensor, condition: Tensor) -> list[Tensor]:
-        """The state that each level of the way down ends with, the middle last."""
+        """The state that each level of the way down ends with; that of the lowest is the last."""
         # An untrained network lets a sampler's states grow until a norm's squares overflow; see MLP.trunk.
         x = F.pixel_unshuffle(x.clamp(-1e15, 1e15), self.stem)
-        h, states = self.conv_in(x.contiguous(memory_format=torch.channels_last)), []
-        for level in [*self.down, self.middle]:
-            h = F.avg_pool2d(h, 2) if states else h
-            for block in level:
-                h = block(h, condition)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        states: list[Tensor] = []
+        for level in self.down:
+            h = level(F.avg_pool2d(h, 2) if states else h, condition)
             states.append(h)
         return states
 
     def trunk(self, x: Tensor, condition: Tensor) -> Tensor:
         *states, h = self.encode(x, condition)
         for level, state in zip(self.up, reversed(states), strict=True):
-            h = torch.cat([F.interpolate(h, scale_factor=2), state], dim=1)
-            for block in level:
-                h = block(h, condition)
+            h = level(torch.cat([F.interpolate(h, scale_factor=2), state], dim=1), condition)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm(h))), self.stem)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
