@@ -340,7 +340,7 @@ def test_recursion_cards() -> None:
     assert (card.n, card.draw, card.generations, card.steps) == (100_000, 102_500, 5, 100_000)
     assert card.arms == (("none", 0.0), ("random", 2_500 / 102_500), ("variance", 2_500 / 102_500))
     assert all(needed(100_000, drop) <= card.draw for _, drop in card.arms)
-    for name in ("recursion", "recursion-sweep", "recursion-line", "recursion-fine"):
+    for name in ("recursion", "recursion-sweep", "recursion-oracle", "recursion-fine"):
         for scale in cards.SCALES:
             one = cards.get(name, scale)
             assert one.draw == max(needed(one.n, drop) for _, drop in one.arms) or scale == "paper"

@@ -118,6 +118,7 @@ class RecursionCard(GaussianCard):
     # (arm, share dropped): the paper drops 2,500 of 102,500.
     arms: tuple[tuple[str, float], ...] = (("none", 0.0), ("random", 2_500 / 102_500), ("variance", 2_500 / 102_500))
     draw: int = 102_500
+    score: str = "variance"  # what the arm of that name drops by; "oracle" knows the hallucinated and drops no others
 
     def at(self, scale: str) -> RecursionCard:
         if self.scale == scale:
@@ -125,11 +126,9 @@ class RecursionCard(GaussianCard):
         card: Any = super().at(scale)
         by_scale: dict[str, dict[str, Any]] = {
             "smoke": {"n": 500, "steps": 60, "batch_size": 250, "generations": 3, "timesteps": 100, "beta_end": 0.2},
-            "laptop": {"n": 10_000, "steps": 8_000, "batch_size": 500} | self._head(),
+            "laptop": {"n": 10_000, "steps": 8_000, "batch_size": 500, "layout": "grid3"},
         }
         smaller = by_scale[scale]
-        if scale == "laptop" and self.layout == "grid":
-            smaller["layout"] = "grid3"
         draw = max(round(smaller["n"] / (1 - drop)) for _, drop in self.arms)
         return dataclasses.replace(card, draw=draw, **smaller)
 
@@ -148,8 +147,7 @@ def _plane(layout: str, **fields: Any) -> GaussianCard:
 
 
 def _recursion(name: str, **fields: Any) -> RecursionCard:
-    plane: dict[str, Any] = {"layout": "grid", "n": 100_000, "steps": 100_000, "samples": 0}
-    return RecursionCard(name, **plane | fields)
+    return RecursionCard(name, "grid", n=100_000, steps=100_000, samples=0, **fields)
 
 
 CARDS: dict[str, GaussianCard] = {
@@ -174,8 +172,8 @@ CARDS: dict[str, GaussianCard] = {
         # How much must the filter drop? The 10% arm needs more samples than the paper draws.
         _recursion("recursion-sweep", arms=(("variance", 0.01), ("variance", 0.05), ("variance", 0.1)), draw=111_111),
         # On this schedule the exact denoiser keeps the width of a mode to 1%, where on the paper's it keeps 62%.
-        # Where hallucinations are rarer than what is dropped. The paper has no recursion in one dimension.
-        _recursion("recursion-line", layout="line", means=(1.0, 2.0, 3.0), n=50_000, steps=50_000, draw=51_250),
+        # What a perfect filter would do: its share only has to exceed the hallucinated.
+        _recursion("recursion-oracle", arms=(("variance", 0.2),), draw=125_000, score="oracle"),
         _recursion("recursion-fine", arms=(("none", 0.0),), beta_start=5e-5, beta_end=0.02),
     )
 }

@@ -25,7 +25,7 @@ from .filtering import Filter
 from .metrics import TrajectoryVariance
 from .nets import MLP, Tabulated
 from .recursion import recurse, select
-from .sampling import Sampler, Samples, ddim, ddpm, reverse
+from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse
 from .schedule import Schedule
 from .training import Run, fit
 
@@ -223,16 +223,17 @@ def _reproduce_recursion(
             "auroc": stats.auroc(score, bad) if both else None,
         }
 
+    metric = _Oracle(mixture) if card.score == "oracle" else TrajectoryVariance(card.window)
     began = time.perf_counter()
     floor = stats.sliced_wasserstein(mixture.sample(card.draw, cards.stream(seed, "floor")), reference) / mixture.std
     metrics: dict[str, Any] = {"distance_floor": floor, "arms": {}}
     kept: dict[str, Tensor] = {}
     for arm, drop in card.arms:
-        name = arm if arm == "none" else f"{arm}-{drop:.3f}"
+        name = arm if arm == "none" else f"{arm if arm == 'random' else card.score}-{drop:.3f}"
         metrics["arms"][name] = []
         for made in recurse(
             mixture.sample(card.n, cards.stream(seed, "data")), learn, schedule, folder=folder(runs, card, seed), arm=arm,
-            drop=drop, draw=card.draw, generations=card.generations, metric=TrajectoryVariance(card.window),
+            drop=drop, draw=card.draw, generations=card.generations, metric=metric,
             evaluate=evaluate, seed=seed, note=card.training_hash, progress=progress,
         ):  # fmt: skip
             drawn = made.samples()
@@ -244,6 +245,25 @@ def _reproduce_recursion(
     write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
     write_json(out / "metrics.json", metrics)
     return _finish(card, seed, root, place, {"seconds": round(time.perf_counter() - began, 1)})
+
+
+class _Oracle:
+    """Scores 1 what the mixture calls hallucinated and 0 the rest; of equal scores a filter keeps the earlier."""
+
+    name = "oracle"
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        self.mixture = mixture
+
+    def check(self, schedule: Schedule) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def update(self, step: Step) -> None:
+        self.x = step.x
+
+    def score(self) -> Tensor:
+        return (~self.mixture.in_support(self.x)).float()
 
 
 def refit(mixture: GaussianMixture, x: Tensor) -> GaussianMixture:
