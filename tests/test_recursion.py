@@ -386,6 +386,24 @@ def test_the_exact_denoiser_narrows_each_generation_as_the_closed_form_says(tmp_
     assert std < 0.1 * grid.std
 
 
+def test_the_oracle_drops_the_hallucinated_and_no_others(tmp_path: Path) -> None:
+    line = GaussianMixture.line((-1.0, 1.0), std=0.1)
+    wide = GaussianMixture(line.means, 0.3)  # a model whose modes are three times too wide
+    seen: list[torch.Tensor] = []
+
+    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
+        seen.append(data)
+        return wide.denoiser(QUICK)
+
+    first, _ = recurse(
+        DATA, learn, QUICK, folder=tmp_path, drop=0.3, generations=2, metric=experiments._Oracle(line), arm="variance"
+    )
+    x = first.samples().x
+    inside = line.in_support(x)
+    assert 0.01 < float((~inside).float().mean()) < 0.3
+    assert torch.equal(seen[1], x[inside][:80])
+
+
 def test_refit_finds_the_mixture() -> None:
     grid = GaussianMixture.grid(side=3)
     shifted = GaussianMixture(grid.means + 0.5 * grid.std, 0.7 * grid.std)

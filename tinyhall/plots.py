@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by every kind of colour vision: data, learned, hallucinated, further ones.
 DATA, LEARNED, BAD, FOURTH, FIFTH = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
-COLOURS = (DATA, LEARNED, FOURTH, FIFTH, BAD)
+COLOURS = (DATA, LEARNED, FOURTH, FIFTH, BAD, "#56B4E9")
+MARKERS = "osD^vP"
 
 
 def use() -> None:
@@ -113,7 +114,7 @@ def intervals(
         v = np.array([list(e)[:3] for e in values], dtype=float)
         shift = 0.12 * (i - (len(series) - 1) / 2)
         error = np.clip(np.stack([v[:, 0] - v[:, 1], v[:, 2] - v[:, 0]]), 0, None)
-        ax.errorbar(place + shift, v[:, 0], error, fmt="osD^v"[i % 5], color=COLOURS[i % 5], capsize=3, label=label)
+        ax.errorbar(place + shift, v[:, 0], error, fmt=MARKERS[i % 6], color=COLOURS[i % 6], capsize=3, label=label)
     if note is not None:
         ax.axhline(note, color="0.5", lw=1, ls=":")
     ax.set_xticks(place, names)
@@ -155,7 +156,7 @@ def roc(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     figure, ax = _open(5.2, 4.2)
     ax.plot([0, 1], [0, 1], color="0.8", lw=1, zorder=0)
     for i, (name, (lost, removed)) in enumerate(curves.items()):
-        ax.plot(lost, removed, color=COLOURS[i % 5], label=name)
+        ax.plot(lost, removed, color=COLOURS[i % 6], label=name)
     ax.set(xlabel="in-support samples lost", ylabel="hallucinated samples removed", xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(loc="lower right")
     return figure
@@ -225,14 +226,14 @@ def generations(
         v = np.asarray(values, dtype=float)
         number = np.arange(1, v.shape[1] + 1)
         if len(v) > 1:
-            ax.plot(number, v.T, color=COLOURS[i % 5], lw=0.7, alpha=0.5)
-        ax.plot(number, v.mean(0), color=COLOURS[i % 5], marker="osD^v"[i % 5], ms=5, lw=1.8, label=name)
+            ax.plot(number, v.T, color=COLOURS[i % 6], lw=0.7, alpha=0.5)
+        ax.plot(number, v.mean(0), color=COLOURS[i % 6], marker=MARKERS[i % 6], ms=5, lw=1.8, label=name)
     if floor is not None:
         ax.axhline(floor, color="0.5", lw=1, ls=":")
     ax.set(xlabel="generation (1 is trained on real data)", ylabel=ylabel, xticks=number)
     if log:
         ax.set_yscale("log")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=min(len(series), 4))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=min(len(series), 6))
     return figure
 
 
