@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 import torch
-from common import one_line, same_bits
+from common import ROOT, one_line, same_bits
 
-from tinyhall import cards
+import tinyhall
+from tinyhall import cards, experiments
 from tinyhall._check import TinyhallError
 from tinyhall.cards import CARDS, SCALES, GaussianCard, get, stream
 
@@ -132,3 +135,17 @@ def test_errors(make, parts, unchecked) -> None:
 def test_at_its_own_scale_a_card_stays() -> None:
     card = get("line123", "smoke")
     assert card.at("smoke") is card
+
+
+@pytest.mark.parametrize("chapter", sorted((ROOT / "book").glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_a_chapter_s_switch_makes_artifacts_that_the_book_has(chapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = json.loads(chapter.read_text())["cells"]
+    first = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "RETRAIN = False" in first
+    made: list[tuple[str, str, int]] = []
+    monkeypatch.setattr(tinyhall, "reproduce", lambda card, seed=0: made.append((card.name, card.scale, seed)))
+    monkeypatch.delenv("TINYHALL_SCALE", raising=False)
+    monkeypatch.chdir(chapter.parent)
+    exec(first.replace("RETRAIN = False", "RETRAIN = True"), {})
+    assert made
+    assert set(made) <= set(experiments.available())

@@ -70,11 +70,11 @@ def test_every_figure_draws_without_a_warning(figure: object) -> None:
 
 def test_plane_has_a_panel_for_each_name() -> None:
     good, bad = np.zeros((5, 2)), np.ones((3, 2))
-    figure = plots.plane({"a": (good, bad), "b": (good, bad[:0])}, modes=good)
+    figure = plots.plane({"a": (good, bad), "b": (good, bad[:0])})
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title() for ax in shown] == ["a", "b"]
-    assert [len(line.get_xdata()) for line in shown[0].lines] == [5, 5, 3]
-    assert [len(line.get_xdata()) for line in shown[1].lines] == [5, 5, 0]
+    assert [len(line.get_xdata()) for line in shown[0].lines] == [5, 3]
+    assert [len(line.get_xdata()) for line in shown[1].lines] == [5, 0]
 
 
 def test_field_draws_from_to() -> None:
@@ -86,7 +86,7 @@ def test_field_draws_from_to() -> None:
 
 
 def test_generations_draw_seeds_and_their_mean() -> None:
-    figure = plots.generations({"none": [[1.0, 2, 3], [3, 4, 5]], "filtered": [[1.0, 1, 1]]}, ylabel="y", floor=0.5)
+    figure = plots.generations({"none": [[1.0, 2, 3], [3, 4, 5]], "filtered": [[1.0, 1, 1]]}, ylabel="y")
     lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert lines[:4] == [[1, 2, 3], [3, 4, 5], [2, 3, 4], [1, 1, 1]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from common import ROOT, environment, one_line, same_bits, seeded
 
-from tinyhall import cards, experiments, recursion
+from tinyhall import cards, experiments
 from tinyhall._check import TinyhallError
 from tinyhall.artifacts import read_json, read_tensors, write_json, write_tensors
 from tinyhall.datasets import GaussianMixture
@@ -108,6 +109,7 @@ def test_each_generation_learns_from_what_was_kept(arm: str, tmp_path: Path) -> 
         samples = before.samples()
         assert len(samples) == (80 if arm == "none" else 100)
         kept = select(samples, arm, 80, 0.2, cards.stream(5, f"lot/{before.number}"))
+        assert torch.equal(before.kept, kept)
         assert torch.equal(data, samples.x[kept])
 
 
@@ -315,24 +317,54 @@ def test_a_killed_recursion_ends_in_the_same_bits(tmp_path: Path) -> None:
     assert not list(place.rglob("*.part"))
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
-    limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"  # a checkpoint is larger
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path) -> None:
+    command = ["recursion", "--scale", "smoke", "--quiet", "--runs", str(tmp_path / "runs"), "--root", str(tmp_path / "root")]
+    limited = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a checkpoint is larger
+from tinyhall.__main__ import main
+main(["reproduce", *{command!r}])
+"""
     done = subprocess.run(
-        [sys.executable, "-c", limited + SCRIPT, str(tmp_path / "full")],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", limited], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode != 0
-    assert "File too large" in done.stderr or "os error 27" in done.stderr
-    left = files(tmp_path / "full")
-    assert [Path(name).name for name in left] == ["recursion.json"]
-    reproduce(tmp_path / "full")
-    reproduce(tmp_path / "whole")
-    name = "runs/recursion-smoke/seed1/variance-205/3/state.json"
-    assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "checkpoint.safetensors" in done.stderr
+    assert [Path(name).name for name in files(tmp_path)] == ["recursion.json"]
+    card = cards.get("recursion", "smoke")
+    made = experiments.reproduce(card, 0, root=tmp_path / "root", runs=tmp_path / "runs", progress=False)
+    assert len(made.metrics["arms"]["none"]) == 3
+
+
+def test_a_changed_card_is_named(tmp_path: Path) -> None:
+    reproduce(tmp_path)
+    before = files(tmp_path)
+    other = dataclasses.replace(SMOKE, lr=2e-3)
+    with pytest.raises(TinyhallError) as caught:
+        experiments._reproduce_recursion(other, 1, tmp_path / "root", tmp_path / "runs", "cpu", False)
+    one_line(caught.value, f"card {SMOKE.training_hash}", f"card {other.training_hash}")
+    assert files(tmp_path) == before
+
+
+def test_a_recursion_is_not_one_model_to_train(tmp_path: Path) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        experiments.train_card(SMOKE, 0, runs=tmp_path)
+    one_line(caught.value, "card", "recursion", "reproduce")
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_a_generation_by_hand() -> None:
+    line = GaussianMixture.line((0, 1, 2), std=0.01)
+    x = torch.tensor([[0.0], [0.01], [0.06], [1.0]])
+    said = experiments.read(experiments.figures(line, x))
+    assert said["hallucinated"] == 0.25
+    assert said["beyond 8 std"] == 0
+    assert said["modes alive"] == 2
+    assert said["imbalance"] == pytest.approx(0.5 * (0.75 - 1 / 3 + 1 / 3 - 0.25 + 1 / 3))
+    assert said["width"] == pytest.approx(0.5**0.5, rel=1e-4)  # of 0 and 0.01; the third is too far off, the mode at 1 alone
+    assert all(math.isnan(said[key]) for key in ("handed on", "AUROC", "distance"))
 
 
 def test_recursion_cards() -> None:
@@ -365,6 +397,14 @@ def test_an_artifact_of_a_recursion(tmp_path: Path) -> None:
             )  # half precision moves a point across the border
             assert figures["passed_on"][3] == 500
             assert figures["distance"] > made.metrics["distance_floor"] > 0
+    told = experiments.histories("recursion", "smoke", tmp_path / "root")
+    assert list(told) == list(made.metrics["arms"])
+    for name, history in made.metrics["arms"].items():
+        assert told[name]["hallucinated"].tolist() == [[m["fraction"]["5"][0] for m in history]]
+        assert told[name]["handed on"].tolist() == [[m["passed_on"][0] for m in history]]
+    with pytest.raises(TinyhallError) as caught:
+        experiments.histories("recursion", "laptop", tmp_path / "root")
+    one_line(caught.value, "artifact", "recursion", "laptop")
 
 
 def test_the_exact_denoiser_narrows_each_generation_as_the_closed_form_says(tmp_path: Path) -> None:
@@ -429,9 +469,3 @@ def test_figures_equal_a_count_by_hand() -> None:
     assert said["offset"][0] == pytest.approx(1.0, rel=1e-4)
     assert said["std_ratio"][2] is None
     assert said["offset"][2] is None
-
-
-def test_names_are_public() -> None:
-    import tinyhall as th
-
-    assert th.recurse is recursion.recurse

@@ -50,10 +50,15 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], note: dict[str, str] | None = None) -> None:
+    """Raises TinyhallError where the file cannot be written, such as on a full disk; what was there before stays."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write(path, lambda part: save_file(plain, part, metadata=note or {}))
+    try:
+        write(path, lambda part: save_file(plain, part, metadata=note or {}))
+    except SafetensorError as error:
+        raise _check.TinyhallError(f"artifact: expected to write {path}, got {error}") from error
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,6 +48,7 @@ class GaussianCard:
     samples: int = 10_000_000  # each for fixed large and fixed small variance
     window: tuple[int, int] = (0, 10)  # the paper's; the report sweeps others beside it
     scale: str = "paper"
+    late: ClassVar[frozenset[str]] = frozenset({"samples", "window"})  # fields that decide nothing about the weights
 
     def at(self, scale: str) -> GaussianCard:
         """The same experiment at "smoke" (seconds), "laptop" (minutes on 2 CPU cores) or "paper".
@@ -100,10 +101,7 @@ class GaussianCard:
     @property
     def training_hash(self) -> str:
         """Of the fields that decide the weights: a checkpoint outlives a change of what is drawn from it."""
-        late = {"samples", "generations", "arms", "draw"}  # and a recursion filters by its window
-        if not isinstance(self, RecursionCard):
-            late.add("window")
-        return _digest({k: v for k, v in dataclasses.asdict(self).items() if k not in late})
+        return _digest({k: v for k, v in dataclasses.asdict(self).items() if k not in self.late})
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,7 @@ class RecursionCard(GaussianCard):
     arms: tuple[tuple[str, float], ...] = (("none", 0.0), ("random", 2_500 / 102_500), ("variance", 2_500 / 102_500))
     draw: int = 102_500
     score: str = "variance"  # what the arm of that name drops by; "oracle" knows the hallucinated and drops no others
+    late: ClassVar[frozenset[str]] = frozenset({"samples", "generations", "arms", "draw"})  # the window filters what is learned
 
     def at(self, scale: str) -> RecursionCard:
         if self.scale == scale:
@@ -171,9 +170,9 @@ CARDS: dict[str, GaussianCard] = {
         _recursion("recursion"),
         # How much must the filter drop? The 10% arm needs more samples than the paper draws.
         _recursion("recursion-sweep", arms=(("variance", 0.01), ("variance", 0.05), ("variance", 0.1)), draw=111_111),
-        # On this schedule the exact denoiser keeps the width of a mode to 1%, where on the paper's it keeps 62%.
         # What a perfect filter would do: its share only has to exceed the hallucinated.
         _recursion("recursion-oracle", arms=(("variance", 0.2),), draw=125_000, score="oracle"),
+        # On this schedule the exact denoiser keeps the width of a mode to 1%, where on the paper's it keeps 62%.
         _recursion("recursion-fine", arms=(("none", 0.0),), beta_start=5e-5, beta_end=0.02),
     )
 }

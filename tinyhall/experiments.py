@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -19,12 +20,12 @@ from . import device as _device
 from ._typing import Net, Tensor
 from .artifacts import load_weights, read_json, read_tensors, write_json, write_tensors
 from .cards import GaussianCard, RecursionCard
-from .datasets import INTERPOLATED, GaussianMixture
+from .datasets import INTERPOLATED, GaussianMixture, Judgement
 from .density import law
 from .filtering import Filter
 from .metrics import TrajectoryVariance
 from .nets import MLP, Tabulated
-from .recursion import recurse, select
+from .recursion import recurse
 from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse
 from .schedule import Schedule
 from .training import Run, fit
@@ -62,6 +63,10 @@ class Artifact:
     def samples(self, sampler: str) -> dict[str, Tensor]:
         """The tensors kept of one sampler's draw; see `Draw.tensors`."""
         return read_tensors(self.folder / f"samples-{sampler}.safetensors")[0]
+
+    def fraction(self, sampler: str, width: str = "5") -> stats.Estimate:
+        """The fraction of a sampler's draw that lies beyond `width` std of every mode."""
+        return stats.Estimate(*self.metrics[sampler]["fraction"][width])
 
     @property
     def measured(self) -> str:
@@ -112,6 +117,8 @@ def train_card(
     card: GaussianCard, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
 ) -> tuple[MLP, dict[str, Any]]:
     """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses and seconds."""
+    if isinstance(card, RecursionCard):
+        raise _check.fail("card", card.name, "one of a single model; a recursion trains several, under `reproduce`")
     place = _device.pick(device)
     data = card.data().sample(card.n, cards.stream(seed, "data"))
     net = card.net(seed).to(place)
@@ -227,22 +234,21 @@ def _reproduce_recursion(
     began = time.perf_counter()
     floor = stats.sliced_wasserstein(mixture.sample(card.draw, cards.stream(seed, "floor")), reference) / mixture.std
     metrics: dict[str, Any] = {"distance_floor": floor, "arms": {}}
-    kept: dict[str, Tensor] = {}
+    scatter: dict[str, Tensor] = {}
     for arm, drop in card.arms:
         name = arm if arm == "none" else f"{arm if arm == 'random' else card.score}-{drop:.3f}"
         metrics["arms"][name] = []
         for made in recurse(
             mixture.sample(card.n, cards.stream(seed, "data")), learn, schedule, folder=folder(runs, card, seed), arm=arm,
             drop=drop, draw=card.draw, generations=card.generations, metric=metric,
-            evaluate=evaluate, seed=seed, note=card.training_hash, progress=progress,
+            evaluate=evaluate, seed=seed, note=f"card {card.training_hash}", progress=progress,
         ):  # fmt: skip
-            drawn = made.samples()
-            goes_on = drawn.x[select(drawn, arm, card.n, drop, cards.stream(seed, f"lot/{made.number}"))]
-            passed = stats.fraction(int((~mixture.in_support(goes_on)).sum()), card.n)
+            x = made.samples().x
+            passed = stats.fraction(int((~mixture.in_support(x[made.kept])).sum()), card.n)
             metrics["arms"][name].append(made.metrics | {"passed_on": passed})
-            kept[f"{name}.{made.number}"] = drawn.x[:_SCATTER].half()
+            scatter[f"{name}.{made.number}"] = x[:_SCATTER].half()
     out = folder(root, card, seed)
-    write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
+    write_tensors(out / "samples-arms.safetensors", scatter, {"card": card.hash})
     write_json(out / "metrics.json", metrics)
     return _finish(card, seed, root, place, {"seconds": round(time.perf_counter() - began, 1)})
 
@@ -287,10 +293,50 @@ def refit(mixture: GaussianMixture, x: Tensor) -> GaussianMixture:
     return GaussianMixture(torch.stack(means), max((squares / count) ** 0.5, 1e-9), f"refit of {mixture.name}")
 
 
-def figures(mixture: GaussianMixture, x: Tensor) -> dict[str, Any]:
+def read(m: dict[str, Any]) -> dict[str, float]:
+    """One generation's figures, a number each: fractions beyond 5 and 8 std, of those handed on, the score's AUROC, how many
+    modes hold a tenth of their share or more, the total variation of the shares from equal ones, the modes' width over the
+    true one, and the sliced Wasserstein distance to true data in std. NaN for what was not measured."""
+    share = torch.tensor(m["share"], dtype=torch.float64)
+    share = share / share.sum()
+    widths = [w for w in m["std_ratio"] if w is not None]
+    return {
+        "hallucinated": m["fraction"]["5"][0],
+        "beyond 8 std": m["fraction"]["8"][0],
+        "handed on": (m.get("passed_on") or [math.nan])[0],
+        "AUROC": (m.get("auroc") or [math.nan])[0],
+        "modes alive": float((share >= 0.1 / len(share)).sum()),
+        "imbalance": 0.5 * float((share - 1 / len(share)).abs().sum()),
+        "width": sum(widths) / len(widths) if widths else math.nan,
+        "distance": m.get("distance", math.nan),
+    }
+
+
+def histories(name: str, scale: str = "paper", root: str | Path = "artifacts") -> dict[str, dict[str, Tensor]]:
+    """What became of each arm of a recursion's card, over all seeds that have an artifact: for each figure of `read`, float64
+    `[seeds, generations]`.
+
+    Raises:
+        TinyhallError: no artifact of that card.
+    """
+    arms: dict[str, list[list[dict[str, float]]]] = {}
+    for seed in sorted(seed for card, at, seed in available(root) if (card, at) == (name, scale)):
+        for arm, history in load(name, scale, seed, root).metrics["arms"].items():
+            arms.setdefault(arm, []).append([read(m) for m in history])
+    if not arms:
+        raise _check.TinyhallError(f"artifact: expected one of {name} at {scale} scale, got none under {root}")
+    return {
+        arm: {key: torch.tensor([[m[key] for m in h] for h in seeds], dtype=torch.float64) for key in seeds[0][0]}
+        for arm, seeds in arms.items()
+    }
+
+
+def figures(mixture: GaussianMixture, x: Tensor, verdict: Judgement | None = None) -> dict[str, Any]:
     """What samples `[n, dim]` say of the model that drew them, as JSON: fractions beyond each width, where the hallucinations
-    lie, how the modes are shared, and their width and place in units of the mixture's std."""
-    verdict = mixture.judge(x)
+    lie, how the modes are shared, and their width and place in units of the mixture's std. Those two are of the points
+    within 4 std of a mode: in the plane, points spread evenly over that disc read a width of 2, however far they go beyond it.
+    `verdict` is the mixture's, where it has been asked for already."""
+    verdict = verdict or mixture.judge(x)
     near = verdict.distance <= 4
     at_mode = [x[near & (verdict.mode == m)].double() for m in range(len(mixture.means))]
     pairs, counts = verdict.pair[verdict.kind == INTERPOLATED].unique(dim=0, return_counts=True)
@@ -315,9 +361,7 @@ class Draw:
     mixture: GaussianMixture
     n: int
     x: Tensor  # [n, dim]
-    distance: Tensor  # [n], std to the nearest mode
-    kind: Tensor  # [n], of judge at 5 std
-    pair: Tensor  # [n, 2]
+    verdict: Judgement  # at 5 std
     scores: Tensor  # [n, windows]
     windows: tuple[tuple[int, int], ...]
     trace_rows: Tensor  # [m], which samples have a trace: hallucinated ones, then as many others
@@ -352,25 +396,25 @@ class Draw:
                     recent.append(step.x0_hat)
             verdict = mixture.judge(step.x)
             scores = torch.stack([m.score() for m in meters], dim=1)
-            parts.append((step.x, verdict.distance, verdict.kind, verdict.pair, scores))
+            parts.append((step.x, scores, *verdict))
             bad = (verdict.kind != 0).nonzero()[:, 0][:bad_budget]
             good = (verdict.kind == 0).nonzero()[:, 0][: good_budget if i == 0 else 0]
             rows = torch.cat([bad, good])
             traced.append((rows + at, torch.stack(recent, dim=1)[rows]))
             bad_budget -= len(bad)
             at += size
-        x, distance, kind, pair, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+        x, scores, *told = (torch.cat(column) for column in zip(*parts, strict=True))
         rows, traces = (torch.cat(column) for column in zip(*traced, strict=True))
-        return cls(mixture, n, x, distance, kind, pair, scores, windows, rows, traces)
+        return cls(mixture, n, x, Judgement(*told), scores, windows, rows, traces)
 
     def report(self) -> dict[str, Any]:
         """Figures as JSON: fractions at each width, where hallucinations lie, mode widths, and what each window detects."""
         half = torch.arange(self.n) < self.n // 2  # parts are independent, so the first half calibrates for the second
-        out = figures(self.mixture, self.x) | {"windows": {}}
+        out = figures(self.mixture, self.x, self.verdict) | {"windows": {}}
         for i, (a, b) in enumerate(self.windows):
             entry: dict[str, Any] = {}
             for w in WIDTHS:
-                bad = self.distance > w
+                bad = self.verdict.distance > w
                 if min(int(part.sum()) for part in (bad[half], bad[~half], ~bad[half], ~bad[~half])) < 10:
                     continue  # a threshold set by fewer says nothing
                 score = self.scores[:, i]
@@ -381,15 +425,15 @@ class Draw:
 
     def tensors(self) -> dict[str, Tensor]:
         """What an artifact keeps: a histogram (1D), the flagged samples and an equal number or more of others, traces."""
-        bad = (self.kind != 0).nonzero()[:, 0][:_KEPT]
-        good = (self.kind == 0).nonzero()[:, 0][:_KEPT]  # samples are exchangeable: the first are as good as any
+        bad = (self.verdict.kind != 0).nonzero()[:, 0][:_KEPT]
+        good = (self.verdict.kind == 0).nonzero()[:, 0][:_KEPT]  # samples are exchangeable: the first are as good as any
         rows = torch.cat([bad, good])
         where = {int(r): k for k, r in enumerate(rows)}
         kept = {
             "x": self.x[rows],
-            "distance": self.distance[rows].half(),
-            "kind": self.kind[rows].to(torch.int8),
-            "pair": self.pair[rows].to(torch.int8),
+            "distance": self.verdict.distance[rows].half(),
+            "kind": self.verdict.kind[rows].to(torch.int8),
+            "pair": self.verdict.pair[rows].to(torch.int8),
             # Half precision holds a logarithm to 3 digits; the scores themselves span ten decades.
             "log10_scores": self.scores[rows].clamp_min(1e-12).log10().half(),
             "windows": torch.tensor(self.windows),

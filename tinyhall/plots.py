@@ -173,18 +173,13 @@ def loss(values: np.ndarray) -> Figure:
     return figure
 
 
-def plane(
-    panels: dict[str, tuple[np.ndarray, np.ndarray]], *, modes: np.ndarray | None = None, columns: int = 3, height: float = 3.3
-) -> Figure:
+def plane(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Samples in the plane, a panel for each name: in-support points and, over them, hallucinated ones, `[n, 2]` each."""
-    rows = -(-len(panels) // columns)
-    shape = (rows, min(columns, len(panels)))
-    figure, axes = plt.subplots(*shape, figsize=(3.1 * shape[1], height * rows), squeeze=False, sharex=True, sharey=True)
+    shape = (-(-len(panels) // 3), min(3, len(panels)))
+    figure, axes = plt.subplots(*shape, figsize=(3.1 * shape[1], 3.1 * shape[0]), squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax, (name, (good, bad)) in zip(axes.flat, panels.items(), strict=False):
-        if modes is not None:
-            ax.plot(*modes.T, "+", color="0.6", ms=7, zorder=0)
         # Rasterised: ten thousand points as vectors would make a page of megabytes.
         ax.plot(*good.T, ".", color=FOURTH, ms=1.5, alpha=0.5, rasterized=True, label="in support")
         ax.plot(*bad.T, ".", color=BAD, ms=1.5, alpha=0.8, rasterized=True, label="hallucinated")
@@ -217,9 +212,7 @@ def field(
     return figure
 
 
-def generations(
-    series: dict[str, Sequence[Sequence[float]]], *, ylabel: str, log: bool = False, floor: float | None = None
-) -> Figure:
+def generations(series: dict[str, Any], *, ylabel: str) -> Figure:
     """A figure by generation, a line for each arm: values `[seeds, generations]`, each seed thin, their mean thick."""
     figure, ax = _open(8, 3.4)
     for i, (name, values) in enumerate(series.items()):
@@ -228,11 +221,7 @@ def generations(
         if len(v) > 1:
             ax.plot(number, v.T, color=COLOURS[i % 6], lw=0.7, alpha=0.5)
         ax.plot(number, v.mean(0), color=COLOURS[i % 6], marker=MARKERS[i % 6], ms=5, lw=1.8, label=name)
-    if floor is not None:
-        ax.axhline(floor, color="0.5", lw=1, ls=":")
     ax.set(xlabel="generation (1 is trained on real data)", ylabel=ylabel, xticks=number)
-    if log:
-        ax.set_yscale("log")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=min(len(series), 6))
     return figure
 

@@ -35,6 +35,7 @@ class Generation:
     arm: str
     folder: Path
     metrics: dict[str, Any]  # what `evaluate` said of the samples drawn
+    kept: Int[Tensor, " keep"]  # which of them the next generation learns from, rising
 
     def samples(self) -> Samples:
         """All that this generation drew, with the scores that the filter saw."""
@@ -159,8 +160,8 @@ def _generations(
                 scores = {f"score.{name}": score for name, score in drawn.scores.items()}
                 write_tensors(place / "samples.safetensors", {"x": drawn.x, **scores})
                 write_json(place / "state.json", state)  # last: a generation without it is not finished
-        yield Generation(number, arm, place, state["metrics"])
         indices = select(drawn, arm, keep, drop, stream(seed, f"lot/{number}"))
+        yield Generation(number, arm, place, state["metrics"], indices)
         data, kept = drawn.x[indices], hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
 
 
