@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +142,44 @@ def test_refuses_an_empty_score_and_another_shape() -> None:
     with pytest.raises(TinyhallError) as caught:
         metric.update(step(0, torch.ones(3, 1)))
     one_line(caught.value, "step.x0_hat", "(2, 1)", "(3, 1)")
+
+
+def steps_of(values: torch.Tensor) -> list[Step]:
+    """Steps from the last t down, whose x0_hat are the rows of values."""
+    empty = torch.zeros_like(values[0])
+    return [Step(t, empty, values[t], empty) for t in range(len(values) - 1, -1, -1)]
+
+
+@pytest.mark.parametrize("edges", [(0, 12), (0, 1, 12), (0, 3, 4, 9, 12)])
+def test_joined_windows_are_the_window(edges: tuple[int, ...]) -> None:
+    values = torch.randn(12, 5, 2, 3, generator=seeded()) * 10 + 1e3
+    parts = [TrajectoryVariance(pair) for pair in pairwise(edges)]
+    for step in steps_of(values):
+        for part in parts:
+            part.update(step)
+    whole = TrajectoryVariance.joined(parts[::-1])
+    assert whole.window == (0, 12)
+    exact = values.double().var(0, unbiased=False)
+    torch.testing.assert_close(whole.per_dimension(), exact.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(whole.score(), exact.flatten(1).mean(1).float(), rtol=1e-6, atol=0)
+    before = parts[0].score()
+    TrajectoryVariance.joined(parts)
+    assert torch.equal(parts[0].score(), before)  # the parts are as they were
+
+
+def test_joined_with_a_part_that_saw_nothing() -> None:
+    parts = [TrajectoryVariance((0, 4)), TrajectoryVariance((4, 8))]
+    values = torch.randn(4, 3, 2, generator=seeded())
+    for step in steps_of(values):
+        for part in parts:
+            part.update(step)
+    assert torch.equal(TrajectoryVariance.joined(parts).score(), parts[0].score())
+    with pytest.raises(TinyhallError):
+        TrajectoryVariance.joined(parts[1:]).per_dimension()
+
+
+@pytest.mark.parametrize("windows", [[], [(0, 2), (3, 5)], [(0, 3), (2, 5)]])
+def test_windows_with_a_gap_do_not_join(windows: list[tuple[int, int]]) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance.joined([TrajectoryVariance(w) for w in windows])
+    one_line(caught.value, "parts", "adjoin")

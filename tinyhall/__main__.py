@@ -40,8 +40,8 @@ class Sample:
 
     n: int = 10_000
     out: Path = Path("samples.safetensors")
-    sampler: str = "large"
-    """large or small (DDPM with that variance), ddim, ddim-50."""
+    sampler: str | None = None
+    """Of points large or small (DDPM with that variance), ddim, ddim-50; of images small, ddim, full (all steps)."""
     batch_size: int | None = None
     """Samples in flight at a time."""
 
@@ -62,23 +62,25 @@ def sample(common: Common, options: Sample) -> None:
     from .metrics import TrajectoryVariance
     from .sampling import sample as draw
 
-    if options.sampler not in experiments.SAMPLERS:
-        raise _check.fail("sampler", options.sampler, f"one of {', '.join(experiments.SAMPLERS)}")
     _check.positive_int("n", options.n)
     card = cards.get(common.card, common.scale)
+    samplers = experiments.samplers_of(card)
+    name = options.sampler or next(iter(samplers))
+    if name not in samplers:
+        raise _check.fail("sampler", name, f"one of {', '.join(samplers)}")
     net, _ = experiments.train_card(card, common.seed, runs=common.runs, device=common.device, progress=not common.quiet)
     meter = TrajectoryVariance(card.window)
     drawn = draw(
         net, card.schedule(), options.n, metrics=[meter], batch_size=options.batch_size,
-        sampler=experiments.SAMPLERS[options.sampler], generator=cards.stream(common.seed, "samples"),
+        sampler=samplers[name], generator=cards.stream(common.seed, "samples"),
         progress=not common.quiet,
     )  # fmt: skip
     if device.rank() == 0:
         hallucinated = ~card.data().in_support(drawn.x)
-        note = {"card": card.hash, "sampler": options.sampler, "window": str(card.window)}
+        note = {"card": card.hash, "sampler": name, "window": str(card.window)}
         tensors = {"x": drawn.x, "score": drawn.scores[meter.name], "hallucinated": hallucinated}
         write_tensors(options.out, tensors, note)
-        print(f"{options.n} samples, {int(hallucinated.sum())} beyond 5 std of every mode, in {options.out}")
+        print(f"{options.n} samples, {int(hallucinated.sum())} hallucinated, in {options.out}")
 
 
 def reproduce(common: Common, root: Path) -> None:
@@ -91,7 +93,8 @@ def reproduce(common: Common, root: Path) -> None:
     # A recursion has a history for each arm, the others one entry for each sampler.
     last = {arm: history[-1] for arm, history in made.metrics["arms"].items()} if "arms" in made.metrics else made.metrics
     for name in [k for k, v in last.items() if isinstance(v, dict) and "fraction" in v]:
-        print(f"{name}: {stats.Estimate(*last[name]['fraction']['5']):.2e} hallucinated")
+        fraction = last[name]["fraction"]
+        print(f"{name}: {stats.Estimate(*fraction.get('5', fraction.get('any'))):.2e} hallucinated")
     print(f"{made.measured}; in {made.folder}")
 
 

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Int, UInt8
 else:
     try:
-        from jaxtyping import Bool, Float, Int
+        from jaxtyping import Bool, Float, Int, UInt8
     except ImportError:
 
         class _Plain:
             def __class_getitem__(cls, item: Any) -> type:
                 return Tensor
 
-        Bool = Float = Int = _Plain
+        Bool = Float = Int = UInt8 = _Plain
 
-__all__ = ["Bool", "Float", "Int", "Net", "Tensor", "torch"]
+__all__ = ["Bool", "Float", "Int", "Net", "Tensor", "UInt8", "torch"]
 
 
 @runtime_checkable

@@ -8,15 +8,17 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from . import _check
-from .datasets import GaussianMixture
-from .nets import MLP
+from .datasets import GaussianMixture, SimpleShapes
+from .nets import MLP, UNet
 from .schedule import Schedule
 
+C = TypeVar("C", bound="Card")
+Dataset = GaussianMixture | SimpleShapes
 SCALES = ("smoke", "laptop", "paper")
 
 
@@ -27,48 +29,78 @@ def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch
 
 
 @dataclass(frozen=True)
-class GaussianCard:
-    """A model of a Gaussian mixture: what it is trained on, how, and what is drawn from it.
-
-    Expected at the paper's scale, on 2 CPU cores: one to one and a half hours of training at 80 ms a step and batch 10,000.
-    """
+class Card:
+    """What every experiment says: how a model is trained, and how much is drawn from it."""
 
     name: str
-    layout: str  # "line", "grid", "grid3" (of 9 modes), "diamond" or "diamond-spaced"
-    means: tuple[float, ...] = ()  # of a line
     n: int = 50_000
     steps: int = 50_000
     batch_size: int = 10_000  # the whole set where n is smaller
     lr: float = 1e-3
-    blocks: int = 3
-    shared: bool = True
     timesteps: int = 1000
     beta_start: float = 1e-3
     beta_end: float = 0.2
-    samples: int = 10_000_000  # each for fixed large and fixed small variance
+    samples: int = 10_000_000  # by each sampler
     window: tuple[int, int] = (0, 10)  # the paper's; the report sweeps others beside it
     scale: str = "paper"
     late: ClassVar[frozenset[str]] = frozenset({"samples", "window"})  # fields that decide nothing about the weights
 
-    def at(self, scale: str) -> GaussianCard:
-        """The same experiment at "smoke" (seconds), "laptop" (minutes on 2 CPU cores) or "paper".
+    def at(self: C, scale: str) -> C:
+        """The same experiment at "smoke" (seconds), "laptop" (minutes to hours on 2 CPU cores) or "paper".
 
         Raises:
             TinyhallError: another name.
         """
         if scale not in SCALES:
             raise _check.fail("scale", scale, f"one of {', '.join(SCALES)}")
-        if self.scale != "paper" or scale == "paper":
-            if self.scale != scale:
-                raise _check.TinyhallError(f"scale: expected the paper's card, got one at {self.scale}")
+        if self.scale == scale:
             return self
-        smaller: dict[str, Any] = {
-            "smoke": {"n": min(self.n, 2_000), "steps": 400, "batch_size": 500, "samples": min(self.samples, 2_000)},
-            "laptop": {"steps": self.steps // 5, "batch_size": 2_500, "samples": self.samples // 10},
-        }[scale]
-        if scale == "laptop" and self.layout != "line":
-            smaller |= self._head()
-        return dataclasses.replace(self, scale=scale, **smaller)
+        if self.scale != "paper":
+            raise _check.TinyhallError(f"scale: expected the paper's card, got one at {self.scale}")
+        return dataclasses.replace(self, scale=scale, **self._smaller(scale))
+
+    def _smaller(self, scale: str) -> dict[str, Any]:
+        """The fields in which "smoke" or "laptop" differs."""
+        raise NotImplementedError
+
+    def data(self) -> Dataset:
+        raise NotImplementedError
+
+    def net(self, seed: int, purpose: str = "weights") -> MLP | UNet:
+        """The network as a run of that seed starts with it."""
+        raise NotImplementedError
+
+    def schedule(self) -> Schedule:
+        return Schedule.linear(self.beta_start, self.beta_end, self.timesteps)
+
+    @property
+    def hash(self) -> str:
+        """Of all fields: an artifact carries that of the card that made it."""
+        return _digest(dataclasses.asdict(self))
+
+    @property
+    def training_hash(self) -> str:
+        """Of the fields that decide the weights: a checkpoint outlives a change of what is drawn from it."""
+        return _digest({k: v for k, v in dataclasses.asdict(self).items() if k not in self.late})
+
+
+@dataclass(frozen=True)
+class GaussianCard(Card):
+    """A model of a Gaussian mixture. `samples` are drawn for fixed large and for fixed small variance, a tenth without noise.
+
+    Expected at the paper's scale, on 2 CPU cores: one to one and a half hours of training at 80 ms a step and batch 10,000.
+    """
+
+    layout: str = "line"  # or "grid", "grid3" (of 9 modes), "diamond", "diamond-spaced"
+    means: tuple[float, ...] = ()  # of a line
+    blocks: int = 3
+    shared: bool = True
+
+    def _smaller(self, scale: str) -> dict[str, Any]:
+        if scale == "smoke":
+            return {"n": min(self.n, 2_000), "steps": 400, "batch_size": 500, "samples": min(self.samples, 2_000)}
+        smaller = {"steps": self.steps // 5, "batch_size": 2_500, "samples": self.samples // 10}
+        return smaller if self.layout == "line" else smaller | self._head()
 
     def _head(self) -> dict[str, Any]:
         """The first hundreds of steps that hold all but 1e-4 of the signal, unchanged.
@@ -87,30 +119,60 @@ class GaussianCard:
             return GaussianMixture.grid(side=3 if self.layout == "grid3" else 5)
         return GaussianMixture.diamond(same_spacing=self.layout == "diamond-spaced")
 
-    def schedule(self) -> Schedule:
-        return Schedule.linear(self.beta_start, self.beta_end, self.timesteps)
-
     def net(self, seed: int, purpose: str = "weights") -> MLP:
         return MLP(self.data().dim, blocks=self.blocks, shared=self.shared, generator=stream(seed, purpose))
 
-    @property
-    def hash(self) -> str:
-        """Of all fields: an artifact carries that of the card that made it."""
-        return _digest(dataclasses.asdict(self))
 
-    @property
-    def training_hash(self) -> str:
-        """Of the fields that decide the weights: a checkpoint outlives a change of what is drawn from it."""
-        return _digest({k: v for k, v in dataclasses.asdict(self).items() if k not in self.late})
+@dataclass(frozen=True)
+class ImageCard(Card):
+    """A U-Net's model of images. The weights kept are their moving average.
+
+    The paper does not say how its networks for images were trained. At "paper" this is a U-Net of ADM's proportions (30 M
+    parameters), for a GPU; the laptop's is small and works on 32 x 32 pixels.
+    """
+
+    n: int = 5_000
+    steps: int = 100_000
+    batch_size: int = 128
+    lr: float = 1e-4
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    samples: int = 10_000
+    size: int = 64
+    widths: tuple[int, ...] = (128, 256, 256, 256)
+    blocks: int = 2
+    attention: tuple[int, ...] = (16, 8)
+    stem: int = 1
+    ema: float = 0.9999
+    respace: int = 1000  # steps of the sampler
+    late: ClassVar[frozenset[str]] = frozenset({"samples", "window", "respace"})
+
+    def _smaller(self, scale: str) -> dict[str, Any]:
+        small: dict[str, Any] = {"size": 32, "widths": (32, 64, 64), "attention": (4,), "blocks": 1, "stem": 2, "ema": 0.999}
+        if scale == "smoke":
+            tiny = {"widths": (8, 16), "attention": (8,), "batch_size": 16, "steps": 40, "samples": 40, "respace": 20}
+            return small | tiny | {"n": min(self.n, 200)}
+        return small | {"steps": 20_000, "batch_size": 32, "lr": 1.5e-3, "samples": 2_000, "respace": 100}
+
+    def data(self) -> SimpleShapes:
+        raise NotImplementedError
+
+    def net(self, seed: int, purpose: str = "weights") -> UNet:
+        channels = self.data().shape[0]
+        return UNet(channels, self.size, self.widths, self.blocks, self.attention, self.stem, generator=stream(seed, purpose))
 
 
 @dataclass(frozen=True)
-class RecursionCard(GaussianCard):
-    """Generations of models of a mixture, each trained on what the last one drew. `n` samples are kept every time.
+class ShapesCard(ImageCard):
+    """A model of Simple Shapes."""
 
-    Expected at the paper's scale: 13 trainings of 100,000 steps, so a GPU. The laptop's card is another, smaller experiment
-    of the same shape: 9 modes, n = 10,000, and half an hour a seed on one core.
-    """
+    def data(self) -> SimpleShapes:
+        return SimpleShapes(size=self.size)
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Generations of models, each trained on what the last one drew. `n` samples are kept every time."""
 
     generations: int = 5
     # (arm, share dropped): the paper drops 2,500 of 102,500.
@@ -119,17 +181,26 @@ class RecursionCard(GaussianCard):
     score: str = "variance"  # what the arm of that name drops by; "oracle" knows the hallucinated and drops no others
     late: ClassVar[frozenset[str]] = frozenset({"samples", "generations", "arms", "draw"})  # the window filters what is learned
 
-    def at(self, scale: str) -> RecursionCard:
-        if self.scale == scale:
-            return self
-        card: Any = super().at(scale)
+    def _drawn(self, n: int) -> int:
+        """How many the arm that drops most must draw to keep n."""
+        return max(round(n / (1 - drop)) for _, drop in self.arms)
+
+
+@dataclass(frozen=True)
+class RecursionCard(Generations, GaussianCard):
+    """Generations of models of a mixture.
+
+    Expected at the paper's scale: 13 trainings of 100,000 steps, so a GPU. The laptop's card is another, smaller experiment
+    of the same shape: 9 modes, n = 10,000, and half an hour a seed on one core.
+    """
+
+    def _smaller(self, scale: str) -> dict[str, Any]:
         by_scale: dict[str, dict[str, Any]] = {
             "smoke": {"n": 500, "steps": 60, "batch_size": 250, "generations": 3, "timesteps": 100, "beta_end": 0.2},
             "laptop": {"n": 10_000, "steps": 8_000, "batch_size": 500, "layout": "grid3"},
         }
-        smaller = by_scale[scale]
-        draw = max(round(smaller["n"] / (1 - drop)) for _, drop in self.arms)
-        return dataclasses.replace(card, draw=draw, **smaller)
+        smaller = super()._smaller(scale) | by_scale[scale]
+        return smaller | {"draw": self._drawn(smaller["n"])}
 
 
 def _digest(fields: dict[str, Any]) -> str:
@@ -137,19 +208,23 @@ def _digest(fields: dict[str, Any]) -> str:
 
 
 def _line(name: str, means: Sequence[float], **fields: Any) -> GaussianCard:
-    return GaussianCard(name, "line", means=tuple(float(m) for m in means), **fields)
+    return GaussianCard(name, layout="line", means=tuple(float(m) for m in means), **fields)
 
 
 def _plane(layout: str, **fields: Any) -> GaussianCard:
     """The paper's 25 modes: n = 100,000 for 10,000 epochs of 10 batches."""
-    return GaussianCard(layout, layout, n=100_000, steps=100_000, samples=500_000, **fields)
+    return GaussianCard(layout, layout=layout, n=100_000, steps=100_000, samples=500_000, **fields)
+
+
+def _shapes(name: str, **fields: Any) -> ShapesCard:
+    return ShapesCard(name, window=(0, 200), **fields)
 
 
 def _recursion(name: str, **fields: Any) -> RecursionCard:
-    return RecursionCard(name, "grid", n=100_000, steps=100_000, samples=0, **fields)
+    return RecursionCard(name, layout="grid", n=100_000, steps=100_000, samples=0, **fields)
 
 
-CARDS: dict[str, GaussianCard] = {
+CARDS: dict[str, Card] = {
     card.name: card
     for card in (
         # The paper's main figure: n = 50,000 for 10,000 epochs of 5 batches.
@@ -167,6 +242,11 @@ CARDS: dict[str, GaussianCard] = {
         _plane("diamond"),
         # The paper's rotation also shrinks: this one does not.
         _plane("diamond-spaced"),
+        _shapes("shapes"),
+        # The same steps at other n.
+        _shapes("shapes-n500", n=500),
+        _shapes("shapes-n2000", n=2_000),
+        _shapes("shapes-n20000", n=20_000),
         _recursion("recursion"),
         # How much must the filter drop? The 10% arm needs more samples than the paper draws.
         _recursion("recursion-sweep", arms=(("variance", 0.01), ("variance", 0.05), ("variance", 0.1)), draw=111_111),
@@ -178,7 +258,7 @@ CARDS: dict[str, GaussianCard] = {
 }
 
 
-def get(name: str, scale: str | None = None) -> GaussianCard:
+def get(name: str, scale: str | None = None) -> Card:
     """The card of that name; without a scale, at TINYHALL_SCALE, or else the paper's.
 
     Raises:

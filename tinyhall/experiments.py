@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from . import _check, cards, stats
 from . import device as _device
 from ._typing import Net, Tensor
 from .artifacts import load_weights, read_json, read_tensors, write_json, write_tensors
-from .cards import GaussianCard, RecursionCard
-from .datasets import INTERPOLATED, GaussianMixture, Judgement
+from .cards import Card, Dataset, GaussianCard, Generations, ImageCard
+from .datasets import INTERPOLATED, GaussianMixture, Judgement, SimpleShapes
 from .density import law
 from .filtering import Filter
+from .images import DENOISED, ImageDraw, denoising_error, quantised, tally
 from .metrics import TrajectoryVariance
-from .nets import MLP, Tabulated
+from .nets import MLP, Tabulated, UNet
 from .recursion import recurse
-from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse
+from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse, sample
 from .schedule import Schedule
 from .training import Run, fit
 
@@ -41,6 +42,8 @@ SAMPLERS: dict[str, Sampler] = {
 TRACE = 60  # last values of t for which an artifact keeps x0_hat
 _PART = 250_000  # samples in flight: their traces take 60 MB
 _SCATTER = 2_000  # samples of each generation that an artifact keeps
+_SHOWN = 200  # images of each generation that an artifact keeps
+STAGES = 8  # of a training of images, at the end of each of which some are drawn
 _KEPT = 10_000  # in-support samples whose scores an artifact keeps
 
 
@@ -49,13 +52,13 @@ class Artifact:
     """What one run of a card left behind, as a chapter loads it."""
 
     folder: Path
-    card: GaussianCard
+    card: Card
     info: dict[str, Any]  # seed, device, revision, wall seconds, versions
     metrics: dict[str, Any]
 
     @functools.cached_property
-    def net(self) -> MLP:
-        """The trained network, on the processor."""
+    def net(self) -> MLP | UNet:
+        """The trained network, on the processor; of images, the moving average of its weights."""
         net = self.card.net(self.info["seed"])
         load_weights(net, self.folder / "model.safetensors")
         return net.eval()
@@ -65,7 +68,7 @@ class Artifact:
         return read_tensors(self.folder / f"samples-{sampler}.safetensors")[0]
 
     def fraction(self, sampler: str, width: str = "5") -> stats.Estimate:
-        """The fraction of a sampler's draw that lies beyond `width` std of every mode."""
+        """The fraction of a sampler's draw that lies beyond `width` std of every mode; of images, of the kind `width`."""
         return stats.Estimate(*self.metrics[sampler]["fraction"][width])
 
     @property
@@ -78,7 +81,7 @@ class Artifact:
         )
 
 
-def folder(root: str | Path, card: GaussianCard, seed: int) -> Path:
+def folder(root: str | Path, card: Card, seed: int) -> Path:
     return Path(root) / f"{card.name}-{card.scale}" / f"seed{seed}"
 
 
@@ -114,31 +117,53 @@ def available(root: str | Path = "artifacts") -> list[tuple[str, str, int]]:
 
 
 def train_card(
-    card: GaussianCard, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
-) -> tuple[MLP, dict[str, Any]]:
+    card: Card, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
+) -> tuple[MLP | UNet, dict[str, Any]]:
     """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses and seconds."""
-    if isinstance(card, RecursionCard):
+    net, stages = _train(card, seed, runs, device, progress, stages=1)
+    run = next(stages)
+    return net, {"losses": run.losses, "train_seconds": round(run.seconds, 1)}
+
+
+def _train(
+    card: Card, seed: int, runs: str | Path, device: str | None, progress: bool, stages: int
+) -> tuple[MLP | UNet, Iterator[Run]]:
+    """The network, and its training in equal stages: at the end of each it holds the weights to sample with."""
+    if isinstance(card, Generations):
         raise _check.fail("card", card.name, "one of a single model; a recursion trains several, under `reproduce`")
     place = _device.pick(device)
     data = card.data().sample(card.n, cards.stream(seed, "data"))
     net = card.net(seed).to(place)
-    run = _fit(
-        card, net, data, cards.stream(seed, "training", place), folder(runs, card, seed) / "checkpoint.safetensors", progress
-    )
-    return net, {"losses": run.losses, "train_seconds": round(run.seconds, 1)}
+    checkpoint = folder(runs, card, seed) / "checkpoint.safetensors"
+
+    def run() -> Iterator[Run]:
+        for stage in range(1, stages + 1):
+            generator = cards.stream(seed, "training", place)
+            yield _fit(card, net, data, generator, checkpoint, progress, steps=-(-card.steps * stage // stages))
+
+    return net, run()
 
 
-def _fit(card: GaussianCard, net: MLP, data: Tensor, generator: torch.Generator, checkpoint: Path, progress: bool) -> Run:
+def _fit(
+    card: Card,
+    net: MLP | UNet,
+    data: Tensor,
+    generator: torch.Generator,
+    checkpoint: Path,
+    progress: bool,
+    steps: int | None = None,
+) -> Run:
     return fit(
         net,
         data,
         card.schedule(),
-        steps=card.steps,
+        steps=steps or card.steps,
         batch_size=card.batch_size,
         lr=card.lr,
         generator=generator,
-        # Compiling takes half a minute: worth it from some thousand steps on.
-        compile=card.steps >= 5000 and _can_compile(generator.device),
+        ema=card.ema if isinstance(card, ImageCard) else None,
+        # Compiling takes half a minute: worth it from some thousand steps on. A processor gains nothing by it with images.
+        compile=card.steps >= 5000 and _can_compile(generator.device, images=isinstance(card, ImageCard)),
         checkpoint=checkpoint,
         every=min(500, card.steps),
         note=card.training_hash,
@@ -146,33 +171,47 @@ def _fit(card: GaussianCard, net: MLP, data: Tensor, generator: torch.Generator,
     )
 
 
-def _can_compile(device: torch.device) -> bool:
+def _can_compile(device: torch.device, images: bool) -> bool:
     from shutil import which
 
-    return device.type == "cuda" or (device.type == "cpu" and any(which(c) for c in ("c++", "g++", "clang++")))
+    on_processor = device.type == "cpu" and not images and any(which(c) for c in ("c++", "g++", "clang++"))
+    return device.type == "cuda" or on_processor
+
+
+def samplers_of(card: Card) -> dict[str, Sampler]:
+    """The samplers whose draws a card's artifact holds, by name."""
+    if not isinstance(card, ImageCard):
+        return SAMPLERS
+    return {"small": ddpm("small", card.respace), "ddim": ddim(steps=card.respace), "full": ddpm("small")}
 
 
 def reproduce(
-    card: GaussianCard,
+    card: Card,
     seed: int = 0,
     *,
     root: str | Path = "artifacts",
     runs: str | Path = "runs",
     device: str | None = None,
-    samplers: Sequence[str] = tuple(SAMPLERS),
+    samplers: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Artifact:
     """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training.
 
     A recursion's card is run arm by arm instead; `samplers` is not for it.
     """
+    known = samplers_of(card)
+    samplers = list(known) if samplers is None else samplers
     for name in samplers:
-        if name not in SAMPLERS:
-            raise _check.fail("samplers", name, f"some of {', '.join(SAMPLERS)}")
-    if isinstance(card, RecursionCard):
+        if name not in known:
+            raise _check.fail("samplers", name, f"some of {', '.join(known)}")
+    if isinstance(card, Generations):
         return _reproduce_recursion(card, seed, root, runs, device, progress)
+    if isinstance(card, ImageCard):
+        return _reproduce_images(card, seed, root, runs, device, samplers, progress)
+    assert isinstance(card, GaussianCard)
     place = _device.pick(device)
     net, history = train_card(card, seed, runs=runs, device=device, progress=progress)
+    assert isinstance(net, MLP)
     out = folder(root, card, seed)
     write_tensors(out / "model.safetensors", dict(net.state_dict()), {"card": card.hash})
     mixture, schedule = card.data(), card.schedule()
@@ -196,7 +235,45 @@ def reproduce(
     return _finish(card, seed, root, place, seconds)
 
 
-def _finish(card: GaussianCard, seed: int, root: str | Path, place: torch.device, seconds: dict[str, float]) -> Artifact:
+def _reproduce_images(
+    card: ImageCard, seed: int, root: str | Path, runs: str | Path, device: str | None, samplers: Sequence[str], progress: bool
+) -> Artifact:
+    place, known = _device.pick(device), samplers_of(card)
+    data, schedule, out = card.data(), card.schedule(), folder(root, card, seed)
+    net, stages = _train(card, seed, runs, device, progress, STAGES)
+    began = time.perf_counter()
+    metrics: dict[str, Any] = {"by_step": []}
+    for stage, run in enumerate(stages, 1):
+        # A stage's draw is kept, so that a run that is resumed does not repeat it.
+        kept = folder(runs, card, seed) / f"stage-{card.training_hash}-{stage}.json"
+        if not kept.exists():
+            draw = sample(
+                net, schedule, max(card.samples // 8, 1), sampler=ddpm("small", card.respace),
+                generator=cards.stream(seed, f"stage/{stage}"), progress=progress,
+            )  # fmt: skip
+            write_json(kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})
+        metrics["by_step"].append(read_json(kept))
+    metrics["losses"] = run.losses
+    net.eval()
+    weights = {k: v.half() for k, v in net.state_dict().items()}
+    write_tensors(out / "model.safetensors", weights, {"card": card.hash})
+    load_weights(net, out / "model.safetensors")  # what is drawn is drawn by the weights that are kept
+    for name in samplers:
+        count = card.samples if name == "small" else max(card.samples // 8, 1)
+        drawn = ImageDraw.make(net, data, schedule, known[name], count, seed, progress=progress)
+        metrics[name] = drawn.report()
+        tensors = drawn.tensors(2_000 if name == "small" else 0)
+        if name == "small":
+            x = drawn.x[:2_000].to(place)
+            error = denoising_error(net, schedule, x, DENOISED, cards.stream(seed, "denoising"))
+            tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
+        write_tensors(out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
+    write_json(out / "metrics.json", metrics)
+    seconds = {"train_seconds": round(run.seconds, 1), "sample_seconds": round(time.perf_counter() - began - run.seconds, 1)}
+    return _finish(card, seed, root, place, seconds)
+
+
+def _finish(card: Card, seed: int, root: str | Path, place: torch.device, seconds: dict[str, float]) -> Artifact:
     info = {
         "card": asdict(card),
         "hash": card.hash,
@@ -210,11 +287,16 @@ def _finish(card: GaussianCard, seed: int, root: str | Path, place: torch.device
 
 
 def _reproduce_recursion(
-    card: RecursionCard, seed: int, root: str | Path, runs: str | Path, device: str | None, progress: bool
+    card: Generations, seed: int, root: str | Path, runs: str | Path, device: str | None, progress: bool
 ) -> Artifact:
+    assert isinstance(card, Card)
     place = _device.pick(device)
-    mixture, schedule = card.data(), card.schedule()
-    reference = mixture.sample(card.draw, cards.stream(seed, "reference"))
+    data, schedule = card.data(), card.schedule()
+    sampler = ddpm("small", card.respace) if isinstance(card, ImageCard) else ddpm()
+    if isinstance(data, GaussianMixture):
+        describe, floor = _of_points(data, card.draw, seed)
+    else:
+        describe, floor = functools.partial(_of_images, data), {}
 
     def learn(data: Tensor, generation: int, checkpoint: Path) -> Net:
         net = card.net(seed, f"weights/{generation}").to(place)
@@ -222,44 +304,63 @@ def _reproduce_recursion(
         return net
 
     def evaluate(drawn: Samples) -> dict[str, Any]:
-        bad = ~mixture.in_support(drawn.x)
+        bad = ~data.in_support(drawn.x)
         score = next(iter(drawn.scores.values()))
         both = 2 <= int(bad.sum()) <= len(bad) - 2
-        return figures(mixture, drawn.x) | {
-            "distance": stats.sliced_wasserstein(drawn.x, reference) / mixture.std,
-            "auroc": stats.auroc(score, bad) if both else None,
-        }
+        return describe(drawn.x) | {"auroc": stats.auroc(score, bad) if both else None}
 
-    metric = _Oracle(mixture) if card.score == "oracle" else TrajectoryVariance(card.window)
+    metric = _Oracle(data) if card.score == "oracle" else TrajectoryVariance(card.window)
     began = time.perf_counter()
-    floor = stats.sliced_wasserstein(mixture.sample(card.draw, cards.stream(seed, "floor")), reference) / mixture.std
-    metrics: dict[str, Any] = {"distance_floor": floor, "arms": {}}
-    scatter: dict[str, Tensor] = {}
+    metrics: dict[str, Any] = {**floor, "arms": {}}
+    kept: dict[str, Tensor] = {}
     for arm, drop in card.arms:
         name = arm if arm == "none" else f"{arm if arm == 'random' else card.score}-{drop:.3f}"
         metrics["arms"][name] = []
         for made in recurse(
-            mixture.sample(card.n, cards.stream(seed, "data")), learn, schedule, folder=folder(runs, card, seed), arm=arm,
-            drop=drop, draw=card.draw, generations=card.generations, metric=metric,
+            data.sample(card.n, cards.stream(seed, "data")), learn, schedule, folder=folder(runs, card, seed), arm=arm,
+            drop=drop, draw=card.draw, generations=card.generations, metric=metric, sampler=sampler,
             evaluate=evaluate, seed=seed, note=f"card {card.training_hash}", progress=progress,
         ):  # fmt: skip
             x = made.samples().x
-            passed = stats.fraction(int((~mixture.in_support(x[made.kept])).sum()), card.n)
+            passed = stats.fraction(int((~data.in_support(x[made.kept])).sum()), card.n)
             metrics["arms"][name].append(made.metrics | {"passed_on": passed})
-            scatter[f"{name}.{made.number}"] = x[:_SCATTER].half()
+            kept[f"{name}.{made.number}"] = x[:_SCATTER].half() if x.ndim == 2 else quantised(x[:_SHOWN])
     out = folder(root, card, seed)
-    write_tensors(out / "samples-arms.safetensors", scatter, {"card": card.hash})
+    write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
     write_json(out / "metrics.json", metrics)
     return _finish(card, seed, root, place, {"seconds": round(time.perf_counter() - began, 1)})
 
 
+def _of_points(mixture: GaussianMixture, draw: int, seed: int) -> tuple[Callable[[Tensor], dict[str, Any]], dict[str, Any]]:
+    """What a generation says of points, and the least distance that chance leaves between two such sets."""
+    reference = mixture.sample(draw, cards.stream(seed, "reference"))
+
+    def distance(x: Tensor) -> float:
+        return stats.sliced_wasserstein(x, reference) / mixture.std
+
+    floor = distance(mixture.sample(draw, cards.stream(seed, "floor")))
+    return lambda x: figures(mixture, x) | {"distance": distance(x)}, {"distance_floor": floor}
+
+
+def _of_images(data: SimpleShapes, x: Tensor) -> dict[str, Any]:
+    """What a generation says of images: fractions by kind, and how the sets of shapes are shared among those in support."""
+    verdict = data.judge(x)
+    good = (verdict.counts[verdict.kind == 0] > 0).long() @ torch.tensor([1, 2, 4])
+    return {
+        "n": len(x),
+        "fraction": tally(verdict.kind, data.kinds),
+        "share": torch.bincount(good, minlength=8)[1:].tolist(),
+        "distinct": len(quantised(x).flatten(1).unique(dim=0)),
+    }
+
+
 class _Oracle:
-    """Scores 1 what the mixture calls hallucinated and 0 the rest; of equal scores a filter keeps the earlier."""
+    """Scores 1 what the data calls hallucinated and 0 the rest; of equal scores a filter keeps the earlier."""
 
     name = "oracle"
 
-    def __init__(self, mixture: GaussianMixture) -> None:
-        self.mixture = mixture
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
 
     def check(self, schedule: Schedule) -> None: ...
 
@@ -269,7 +370,7 @@ class _Oracle:
         self.x = step.x
 
     def score(self) -> Tensor:
-        return (~self.mixture.in_support(self.x)).float()
+        return (~self.data.in_support(self.x)).float()
 
 
 def refit(mixture: GaussianMixture, x: Tensor) -> GaussianMixture:

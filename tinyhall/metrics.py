@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -73,12 +75,40 @@ class TrajectoryVariance:
         self._mean += delta / self.count
         self._squares += delta * (value - self._mean)
 
+    @classmethod
+    def joined(cls, parts: Sequence[TrajectoryVariance]) -> TrajectoryVariance:
+        """The metric over windows that adjoin, from what each has seen (Chan et al. 1979): a sweep over all windows between
+        k edges so costs k - 1 updates a step. Raises TinyhallError for none, or for a gap between two."""
+        parts = sorted(parts, key=lambda part: part.window)
+        if not parts or any(p.window[1] != q.window[0] for p, q in pairwise(parts)):
+            raise _check.fail("parts", [part.window for part in parts], "metrics of windows that adjoin")
+        whole = cls((parts[0].window[0], parts[-1].window[1]))
+        for part in parts:
+            if part._mean is None or part._squares is None:
+                continue
+            if whole._mean is None or whole._squares is None:
+                whole.count, whole._mean, whole._squares = part.count, part._mean.clone(), part._squares.clone()
+                continue
+            total = whole.count + part.count
+            delta = part._mean - whole._mean
+            whole._mean += delta * (part.count / total)
+            whole._squares += part._squares + delta.square() * (whole.count * part.count / total)
+            whole.count = total
+        return whole
+
+    def per_dimension(self) -> Float[Tensor, "n *shape"]:
+        """The variance of each dimension, float32 `[n, *shape]`: where in an image x0_hat moved. Raises as `score`."""
+        return self._variance().float()
+
     def score(self) -> Float[Tensor, " n"]:
         """float32 `[n]`, in squared units of x; 0 where a single step was seen.
 
         Raises:
             TinyhallError: no step fell into the window.
         """
+        return self._variance().flatten(1).mean(1).float()
+
+    def _variance(self) -> Tensor:
         if self._squares is None:
             raise _check.TinyhallError(f"window: expected steps with {self.window[0]} <= t < {self.window[1]}, got none")
-        return (self._squares / self.count).flatten(1).mean(1).float()
+        return self._squares / self.count

@@ -101,6 +101,11 @@ class SimpleShapes:
             raise _check.fail("pixels", self.pixels, "a whole number of at least 0")
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of `judge`'s kinds."""
+        return KINDS
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one image, `(1, size, size)`."""
         return (1, self.size, self.size)

@@ -1,0 +1,189 @@
+"""What is kept of images that a model drew: windows, scores, kinds, and a card's whole path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from common import run_python, same_bits, seeded
+
+from tinyhall import cards, experiments, images
+from tinyhall.artifacts import read_tensors
+from tinyhall.datasets import SimpleShapes
+from tinyhall.metrics import TrajectoryVariance
+from tinyhall.nets import UNet
+from tinyhall.sampling import ddim, ddpm, reverse
+from tinyhall.schedule import Schedule
+
+SCHEDULE = Schedule.linear(1e-4, 0.3, 60)
+
+
+def network(size: int = 32) -> UNet:
+    """Small, and no longer predicting 0."""
+    net = UNet(size=size, widths=(8, 8), blocks=1, generator=seeded()).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=seeded(len(p)))
+    return net
+
+
+def test_eight_bits_and_back() -> None:
+    x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.3, 1.0, 2.0])
+    q = images.quantised(x)
+    assert q.dtype == torch.uint8
+    assert q.tolist()[:2] == [0, 0]
+    assert q.tolist()[-2:] == [255, 255]
+    torch.testing.assert_close(images.restored(q), x.clamp(-1, 1), rtol=0, atol=1.001 / 255)
+    every = torch.arange(256).to(torch.uint8)
+    assert torch.equal(images.quantised(images.restored(every)), every)
+
+
+def test_tally_counts_every_kind() -> None:
+    told = images.tally(torch.tensor([0, 0, 2, 1, 1]), ("in support", "a", "b", "c"))
+    assert {k: v.value for k, v in told.items()} == {"any": 0.6, "a": 0.4, "b": 0.2, "c": 0.0}
+    assert all(v.n == 5 for v in told.values())
+
+
+def test_windows_hold_two_steps_at_least() -> None:
+    schedule = Schedule.linear(1e-4, 0.02, 1000)
+    assert len(images.windows_of(schedule, ddpm())) == 12 * 13 // 2
+    ten = images.windows_of(schedule, ddim(steps=10))  # t = 0, 111, 222, ...
+    assert (0, 10) not in ten
+    assert (0, 200) in ten
+    assert (100, 300) in ten
+    short = images.windows_of(SCHEDULE, ddpm())
+    assert max(b for _, b in short) == 60
+
+
+def test_local_maximum_is_the_brightest_patch() -> None:
+    variance = torch.zeros(2, 1, 16, 16)
+    variance[0, 0, 4:8, 8:12] = 3.0
+    variance[1] = 1.0
+    assert images.local_maximum(variance, 4).tolist() == [3.0, 1.0]
+
+
+def test_draw_scores_as_the_metric_does() -> None:
+    data, net, sampler = SimpleShapes(32), network(), ddpm("small", 30)
+    drawn = images.ImageDraw.make(net, data, SCHEDULE, sampler, 6, seed=3)
+    meters = [TrajectoryVariance(window) for window in drawn.windows]
+    for step in reverse(net, SCHEDULE, (6, 1, 32, 32), sampler=sampler, generator=cards.stream(3, "samples/0")):
+        for meter in meters:
+            meter.update(step)
+    assert torch.equal(drawn.x, step.x)
+    torch.testing.assert_close(drawn.mean, torch.stack([m.score() for m in meters], 1), rtol=1e-5, atol=1e-9)
+    local = torch.stack([images.local_maximum(m.per_dimension(), 8) for m in meters], 1)
+    torch.testing.assert_close(drawn.local, local, rtol=1e-5, atol=1e-9)
+    assert bool((drawn.local >= drawn.mean * 0.999).all())
+    assert torch.equal(drawn.verdict["kind"], data.judge(step.x).kind)
+
+
+def test_traces_belong_to_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_PART", 4)
+    drawn = images.ImageDraw.make(network(), SimpleShapes(32), SCHEDULE, ddpm("small"), 10, seed=0)
+    assert drawn.trace_t.tolist() == sorted(drawn.trace_t.tolist(), reverse=True)
+    assert drawn.trace_t[-1] == 0
+    # At t = 0 the sampler ends in what the network predicts.
+    torch.testing.assert_close(drawn.traces[:, -1], drawn.x[drawn.trace_rows], rtol=1e-4, atol=1e-4)
+    assert len(drawn.trace_rows.unique()) == len(drawn.trace_rows)
+
+
+def test_report_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = images.ImageDraw.make(network(), SimpleShapes(32), SCHEDULE, ddpm("small"), 8, seed=0)
+    assert drawn.report()["windows"] == {}  # too few for a threshold
+    n = 400
+    bad = torch.arange(n) % 4 == 0
+    score = torch.where(bad, 2.0, 1.0)[:, None]
+    fake = images.ImageDraw(
+        drawn.kinds, drawn.x[:1].expand(n, -1, -1, -1), {"kind": bad.long()}, [(0, 10)], score, -score,
+        drawn.trace_rows, drawn.trace_t, drawn.traces,
+    )  # fmt: skip
+    report = fake.report()
+    assert report["fraction"]["any"].value == report["fraction"]["two of a shape"].value == 0.25
+    assert report["windows"]["0-10"]["mean"]["auroc"].value == 1
+    assert report["windows"]["0-10"]["mean"]["removed"].value == report["windows"]["0-10"]["mean"]["kept"].value == 1
+    assert report["windows"]["0-10"]["local"]["auroc"].value == 0
+    kept = drawn.tensors(3)
+    assert len(kept["x"]) == len(kept["kind"]) == len(kept["log10_mean"]) == 3
+    assert bool((kept["trace_of"] < 3).all())
+    assert len(kept["traces"]) == len(kept["trace_of"])
+    assert kept["x"].dtype == torch.uint8
+
+
+class Pull:
+    """Stands for a network whose x0_hat is 0 everywhere."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        return x / (1 - SCHEDULE.alpha_bar[t[0]]).sqrt().float()
+
+
+def test_denoising_error_of_a_known_denoiser() -> None:
+    x = torch.randn(5, 2, 3, generator=seeded())
+    error = images.denoising_error(Pull(), SCHEDULE, x, (5, 40), seeded(1))
+    torch.testing.assert_close(error, x.square().flatten(1).mean(1)[:, None].expand(5, 2), rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[experiments.Artifact, Path]:
+    place = tmp_path_factory.mktemp("images")
+    card = cards.get("shapes", "smoke")
+    return experiments.reproduce(card, root=place / "a", runs=place / "r", device="cpu", progress=False), place
+
+
+def test_a_card_from_end_to_end(made: tuple[experiments.Artifact, Path]) -> None:
+    artifact, place = made
+    card = artifact.card
+    by_step = artifact.metrics["by_step"]
+    assert [m["step"] for m in by_step] == [5 * (i + 1) for i in range(8)]
+    assert artifact.metrics["small"]["n"] == card.samples
+    assert artifact.metrics["full"]["n"] == card.samples // 8
+    assert artifact.fraction("small", "any").n == card.samples
+    kept = artifact.samples("small")
+    assert kept["x"].shape == (card.samples, 1, 32, 32)
+    assert kept["log10_denoising"].shape == (card.samples, len(images.DENOISED))
+    # What is kept was drawn by the weights that are kept.
+    again = images.ImageDraw.make(
+        artifact.net, card.data(), card.schedule(), ddpm("small", card.respace), card.samples, artifact.info["seed"]
+    )
+    assert int((images.quantised(again.x).int() - kept["x"].int()).abs().max()) <= 1
+    assert ("shapes", "smoke", 0) in experiments.available(place / "a")
+
+
+def test_the_weights_kept_are_the_moving_average(made: tuple[experiments.Artifact, Path]) -> None:
+    artifact, place = made
+    tensors, _ = read_tensors(experiments.folder(place / "r", artifact.card, 0) / "checkpoint.safetensors")
+    average = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    assert same_bits({k: v.half().float() for k, v in average.items()}, artifact.net.state_dict())
+    assert not same_bits(average, {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
+
+
+def test_a_second_call_repeats_nothing(made: tuple[experiments.Artifact, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, place = made
+    monkeypatch.setattr(experiments, "sample", None)  # stages are read
+    again = experiments.reproduce(artifact.card, root=place / "b", runs=place / "r", device="cpu", progress=False)
+    assert again.metrics == artifact.metrics
+    assert same_bits(again.samples("small"), artifact.samples("small"))
+
+
+def test_stages_end_in_the_bits_of_one_run(made: tuple[experiments.Artifact, Path], tmp_path: Path) -> None:
+    artifact, place = made
+    net, _ = experiments.train_card(artifact.card, 0, runs=tmp_path, device="cpu", progress=False)
+    assert same_bits({k: v.half().float() for k, v in net.state_dict().items()}, artifact.net.state_dict())
+
+
+def test_commands(tmp_path: Path, made: tuple[experiments.Artifact, Path]) -> None:
+    _, place = made
+    out = tmp_path / "s.safetensors"
+    done = run_python(
+        "-m", "tinyhall", "sample", "shapes", "--scale", "smoke", "--n", "4", "--out", str(out), "--runs", str(place / "r"),
+        "--quiet", JAXTYPING_DISABLE="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tensors, note = read_tensors(out)
+    assert note["sampler"] == "small"
+    assert tensors["x"].shape == (4, 1, 32, 32)
+    wrong = run_python(
+        "-m", "tinyhall", "sample", "shapes", "--scale", "smoke", "--sampler", "large", "--runs", str(place / "r")
+    )
+    assert wrong.returncode == 2
+    assert "small, ddim, full" in wrong.stderr
