@@ -110,19 +110,6 @@ def test_report_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept["x"].dtype == torch.uint8
 
 
-class Pull:
-    """Stands for a network whose x0_hat is 0 everywhere."""
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        return x / (1 - SCHEDULE.alpha_bar[t[0]]).sqrt().float()
-
-
-def test_denoising_error_of_a_known_denoiser() -> None:
-    x = torch.randn(5, 2, 3, generator=seeded())
-    error = images.denoising_error(Pull(), SCHEDULE, x, (5, 40), seeded(1))
-    torch.testing.assert_close(error, x.square().flatten(1).mean(1)[:, None].expand(5, 2), rtol=1e-3, atol=1e-4)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[experiments.Artifact, Path]:
     place = tmp_path_factory.mktemp("images")
@@ -166,7 +153,7 @@ def test_a_second_call_repeats_nothing(made: tuple[experiments.Artifact, Path], 
 
 
 def test_stages_end_in_the_bits_of_one_run(made: tuple[experiments.Artifact, Path], tmp_path: Path) -> None:
-    artifact, place = made
+    artifact, _ = made
     net, _ = experiments.train_card(artifact.card, 0, runs=tmp_path, device="cpu", progress=False)
     assert same_bits({k: v.half().float() for k, v in net.state_dict().items()}, artifact.net.state_dict())
 

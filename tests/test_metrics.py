@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyhall._check import TinyhallError
-from tinyhall.metrics import Metric, TrajectoryVariance
+from tinyhall.metrics import Metric, TrajectoryVariance, denoising_error
 from tinyhall.sampling import Step
 from tinyhall.schedule import Schedule
 
@@ -183,3 +183,19 @@ def test_windows_with_a_gap_do_not_join(windows: list[tuple[int, int]]) -> None:
     with pytest.raises(TinyhallError) as caught:
         TrajectoryVariance.joined([TrajectoryVariance(w) for w in windows])
     one_line(caught.value, "parts", "adjoin")
+
+
+SHORT = Schedule.linear(1e-4, 0.3, 60)
+
+
+class Pull:
+    """Stands for a network whose x0_hat is 0 everywhere."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        return x / (1 - SHORT.alpha_bar[t[0]]).sqrt().float()
+
+
+def test_denoising_error_of_a_known_denoiser() -> None:
+    x = torch.randn(5, 2, 3, generator=seeded())
+    error = denoising_error(Pull(), SHORT, x, (5, 40), generator=seeded(1))
+    torch.testing.assert_close(error, x.square().flatten(1).mean(1)[:, None].expand(5, 2), rtol=1e-3, atol=1e-4)

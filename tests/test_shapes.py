@@ -9,13 +9,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from common import one_line, seeded
+from common import one_line, same_t, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import tinyhall as th
 from tinyhall._check import TinyhallError
+from tinyhall.sampling import ddpm, reverse
+from tinyhall.schedule import Schedule
 from tinyhall.shapes import BLANK, DOUBLE, FAINT, IN_SUPPORT, KINDS, MALFORMED, MISPLACED, SHAPES, SimpleShapes
 
 TRIANGLE, SQUARE, PENTAGON = range(3)
@@ -377,3 +379,60 @@ def test_errors(make, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         make()
     one_line(caught.value, *parts)
+
+
+SCHEDULE = Schedule.linear(1e-4, 0.02, 1000)
+
+
+def x0_hat(net: object, x: torch.Tensor, t: int) -> torch.Tensor:
+    at = same_t(t, len(x))
+    return SCHEDULE.predict_x0(x, at, net(x, at))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1, 1.0])
+@pytest.mark.parametrize("t", [950, 800])
+def test_exact_denoiser_equals_a_mean_over_many_images(t: int, p: float) -> None:
+    data = SimpleShapes(32, p=p)
+    many = data.sample(20_000, seeded(1))
+    bar = float(SCHEDULE.alpha_bar[t])
+    x = SCHEDULE.q_sample(data.sample(3, seeded(2)), same_t(t, 3), torch.randn(3, 1, 32, 32, generator=seeded(3)))
+    far = torch.cdist(x.flatten(1).double(), bar**0.5 * many.flatten(1).double()).square()
+    weight = (-far / (2 * (1 - bar))).softmax(1)
+    expected = (weight @ many.double().flatten(1)).float().reshape(x.shape)
+    # The standard error of a mean of so many, pixel by pixel, is about 0.01.
+    torch.testing.assert_close(x0_hat(data.denoiser(SCHEDULE), x, t), expected, rtol=0, atol=0.06)
+
+
+def test_exact_denoiser_knows_that_no_image_is_blank() -> None:
+    data = SimpleShapes(32, p=0.01)
+    for t in (300, 600, 999):
+        lit = (x0_hat(data.denoiser(SCHEDULE), torch.full((1, 1, 32, 32), -1.0), t) + 1).sum() / 2
+        assert float(lit) >= 15  # pixels of the smallest shape, in expectation
+
+
+def test_exact_denoiser_leaves_a_legal_image_and_no_other() -> None:
+    data = SimpleShapes(64)
+    x = data.sample(20, seeded())
+    torch.testing.assert_close(x0_hat(data.denoiser(SCHEDULE), x, 5), x, rtol=0, atol=1e-4)
+    double = torch.full((1, 1, 64, 64), -1.0)
+    double[0, 0, 5:13, 25:33] = double[0, 0, 35:43, 25:33] = 1.0
+    double[0, 0, 35, 25] = 0.5
+    one = x0_hat(data.denoiser(SCHEDULE), double, 5)
+    assert data.judge(double * (double != 0.5) + (double == 0.5)).kind.tolist() == [1]
+    assert int((one > 0).sum()) == 64  # of two squares, it keeps the one that is whole
+
+
+def test_sampling_with_the_exact_denoiser_does_not_hallucinate() -> None:
+    data = SimpleShapes(32)
+    *_, last = reverse(data.denoiser(SCHEDULE), SCHEDULE, (200, 1, 32, 32), sampler=ddpm("small", 100), generator=seeded())
+    assert int((~data.in_support(last.x)).sum()) == 0
+    shapes = data.judge(last.x).counts.sum(1).bincount(minlength=4)[1:] / 200
+    torch.testing.assert_close(shapes, torch.tensor([3 / 7, 3 / 7, 1 / 7]), rtol=0, atol=0.1)
+
+
+def test_exact_denoiser_takes_mixed_t_like_one_t() -> None:
+    data = SimpleShapes(32)
+    x, net = torch.randn(4, 1, 32, 32, generator=seeded()), data.denoiser(SCHEDULE)
+    mixed = net(x, torch.tensor([900, 10, 900, 500]))
+    torch.testing.assert_close(mixed[1:2], net(x[1:2], torch.tensor([10])), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mixed[::2], net(x[::2], same_t(900, 2)), rtol=1e-6, atol=1e-6)

@@ -9,12 +9,12 @@
 Figures (`tinyhall.plots`), the command line and statistics import their own dependencies when they are used.
 """
 
-from . import cards, datasets, device, nets
+from . import cards, datasets, device, images, nets
 from ._check import TinyhallError
 from .density import law
 from .experiments import load, reproduce
 from .filtering import Filter, keep_k, split
-from .metrics import TrajectoryVariance
+from .metrics import TrajectoryVariance, denoising_error
 from .recursion import recurse
 from .sampling import Samples, Step, ddim, ddpm, hybrid, reverse, sample
 from .schedule import Schedule
@@ -37,10 +37,12 @@ __all__ = [
     "datasets",
     "ddim",
     "ddpm",
+    "denoising_error",
     "device",
     "fit",
     "fraction",
     "hybrid",
+    "images",
     "keep_k",
     "law",
     "load",

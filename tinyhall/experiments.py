@@ -23,8 +23,8 @@ from .cards import Card, Dataset, GaussianCard, Generations, ImageCard
 from .datasets import INTERPOLATED, GaussianMixture, Judgement, SimpleShapes
 from .density import law
 from .filtering import Filter
-from .images import DENOISED, ImageDraw, denoising_error, quantised, tally
-from .metrics import TrajectoryVariance
+from .images import DENOISED, ImageDraw, quantised, tally
+from .metrics import TrajectoryVariance, denoising_error
 from .nets import MLP, Tabulated, UNet
 from .recursion import recurse
 from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse, sample
@@ -265,7 +265,7 @@ def _reproduce_images(
         tensors = drawn.tensors(2_000 if name == "small" else 0)
         if name == "small":
             x = drawn.x[:2_000].to(place)
-            error = denoising_error(net, schedule, x, DENOISED, cards.stream(seed, "denoising"))
+            error = denoising_error(net, schedule, x, DENOISED, generator=cards.stream(seed, "denoising"))
             tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
         write_tensors(out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
     write_json(out / "metrics.json", metrics)

@@ -66,33 +66,6 @@ def local_maximum(variance: Float[Tensor, "n channel height width"], patch: int)
     return F.avg_pool2d(variance, patch, max(patch // 2, 1)).flatten(1).amax(1)
 
 
-def denoising_error(
-    net: Net,
-    schedule: Schedule,
-    x: Float[Tensor, "n *shape"],
-    times: Sequence[int],
-    generator: torch.Generator,
-    repeats: int = 4,
-) -> Float[Tensor, "n times"]:
-    """How far the network's x0_hat lies from x when x is noised to t anew: mean square over dimensions and `repeats` noises.
-
-    Unlike the trajectory variance it needs the sample alone, and not how it was made. Near the data it measures the local
-    intrinsic dimension that the model sees (arXiv 2605.05026).
-    """
-    out = torch.zeros(len(x), len(times), dtype=torch.float64)
-    with torch.no_grad():
-        for low in range(0, len(x), _PART):
-            part = x[low : low + _PART]
-            for i, t in enumerate(times):
-                at = torch.tensor([t], device=part.device).expand(len(part))
-                for _ in range(repeats):
-                    noise = torch.randn(part.shape, generator=generator, device=generator.device).to(part.device)
-                    noisy = schedule.q_sample(part, at, noise)
-                    gap = schedule.predict_x0(noisy, at[:1], net(noisy, at)) - part
-                    out[low : low + _PART, i] += gap.double().square().flatten(1).mean(1).cpu() / repeats
-    return out.float()
-
-
 @dataclass
 class ImageDraw:
     """Images of one model by one sampler, and what is known of them. Scores and traces are of the drawing, so they are kept."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 
 from . import _check
-from ._typing import Float, Tensor
+from ._typing import Float, Net, Tensor
 
 if TYPE_CHECKING:
     from .sampling import Step
@@ -112,3 +112,32 @@ class TrajectoryVariance:
         if self._squares is None:
             raise _check.TinyhallError(f"window: expected steps with {self.window[0]} <= t < {self.window[1]}, got none")
         return self._squares / self.count
+
+
+def denoising_error(
+    net: Net,
+    schedule: Schedule,
+    x: Float[Tensor, "n *shape"],
+    times: Sequence[int],
+    *,
+    generator: torch.Generator,
+    repeats: int = 4,
+) -> Float[Tensor, "n times"]:
+    """How far x0_hat lies from x when x is noised to t anew: the mean square over dimensions and `repeats` noises.
+
+    Unlike the trajectory variance it needs the finished sample alone. Near the data it measures the local intrinsic dimension
+    that the model sees (arXiv 2605.05026).
+    """
+    out = torch.zeros(len(x), len(times), dtype=torch.float64)
+    size = max(2**18 // x[0].numel(), 1)
+    with torch.no_grad():
+        for low in range(0, len(x), size):
+            part = x[low : low + size]
+            for i, t in enumerate(times):
+                at = torch.tensor([t], device=part.device).expand(len(part))
+                for _ in range(repeats):
+                    noise = torch.randn(part.shape, generator=generator, device=generator.device).to(part.device)
+                    noisy = schedule.q_sample(part, at, noise)
+                    gap = schedule.predict_x0(noisy, at[:1], net(noisy, at)) - part
+                    out[low : low + size, i] += gap.double().square().flatten(1).mean(1).cpu() / repeats
+    return out.float()

@@ -238,3 +238,80 @@ def fates(t: np.ndarray, chance: dict[str, np.ndarray], *, floor: float | None =
     )
     ax.legend(loc="upper left")
     return figure
+
+
+def gallery(rows: dict[str, np.ndarray], *, columns: Sequence[str] = (), cell: float = 0.8) -> Figure:
+    """Images `[n, channels, height, width]` in -1..1, a row for each name, in order; `columns` are titles above them."""
+    wide = max(len(images) for images in rows.values())
+    longest = max(len(name) for name in rows)
+    figure, axes = plt.subplots(
+        len(rows), wide, figsize=(cell * wide + 0.085 * longest, cell * len(rows) + 0.35 * bool(columns)), squeeze=False
+    )
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, images, strict=False):
+            picture = np.moveaxis((np.clip(image, -1, 1) + 1) / 2, 0, -1)
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+        for ax in line[len(images) :]:
+            ax.axis("off")
+        line[0].axis("on")
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, title in zip(axes[0], columns, strict=False):
+        ax.set_title(title, fontsize=9)
+    for ax in axes.flat:
+        for spine in ax.spines.values():
+            spine.set(visible=True, color="0.6")
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    return figure
+
+
+def curves(
+    x: Sequence[float], series: dict[str, Sequence[Sequence[float]]], *, xlabel: str, ylabel: str, log: bool = False
+) -> Figure:
+    """Estimates (value, low, high, ...) along x, a line with its interval for each name; `log` for the x axis."""
+    figure, ax = _open()
+    for i, (name, values) in enumerate(series.items()):
+        v = np.array([list(e)[:3] for e in values], dtype=float)
+        ax.plot(x, v[:, 0], color=COLOURS[i % 6], marker=MARKERS[i % 6], ms=5, label=name)
+        ax.fill_between(x, v[:, 1], v[:, 2], color=COLOURS[i % 6], alpha=0.2, lw=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    if log:
+        ax.set_xscale("log")
+        ax.set_xticks(x, [f"{v:,}" for v in x])
+        ax.minorticks_off()
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=3)
+    return figure
+
+
+def windows(pairs: Sequence[tuple[int, int]], values: dict[str, np.ndarray], *, label: str) -> Figure:
+    """A figure for every window of the reverse process, from T1 (across) to T2 (up), a panel for each name; 0.5 is grey."""
+    starts, ends = sorted({a for a, _ in pairs}), sorted({b for _, b in pairs})
+    figure, axes = _open(4.6 * len(values), 4.2, len(values), squeeze=False, sharey=True)
+    for ax, (name, v) in zip(axes[0], values.items(), strict=True):
+        grid = np.full((len(ends), len(starts)), np.nan)
+        for (a, b), value in zip(pairs, v, strict=True):
+            grid[ends.index(b), starts.index(a)] = value
+        image = ax.imshow(grid, origin="lower", cmap="PuOr_r", vmin=0, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                shade = "white" if abs(value - 0.5) > 0.3 else "black"
+                ax.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=8, color=shade)
+        ax.set_xticks(range(len(starts)), starts, rotation=90)
+        ax.set_yticks(range(len(ends)), ends)
+        ax.set(title=name, xlabel="T1, the window's first t")
+    axes[0, 0].set_ylabel("T2, the window's end")
+    figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def scatter(groups: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Points `[n, 2]` by group, a panel for each embedding; axes have no unit. Later groups lie on top, larger."""
+    figure, axes = _open(4.6 * len(groups), 4.4, len(groups), squeeze=False)
+    for ax, (title, points) in zip(axes[0], groups.items(), strict=True):
+        for i, (name, at) in enumerate(points.items()):
+            ax.plot(*at.T, MARKERS[i % 6], color=COLOURS[i % 6], ms=2.5 + 0.7 * i, alpha=0.6, lw=0, label=name)
+        ax.set(title=title, xticks=[], yticks=[])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure

@@ -6,6 +6,8 @@ shapes/gen_simple_shapes_dataset.py), pixel for pixel.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from . import _check
 from ._typing import Bool, Float, Int, Tensor
+from .schedule import Schedule
 
 SHAPES = ("triangle", "square", "pentagon")  # the columns, left to right
 
@@ -157,6 +160,49 @@ class SimpleShapes:
             held = column.to(device)[place * present[:, c]]
             out[:, 0, :height, c * width : (c + 1) * width].masked_fill_(held, 1.0)
         return out
+
+    def denoiser(self, schedule: Schedule) -> Callable[..., Tensor]:
+        """The exact noise prediction E[eps | x_t] over all legal images, under the same call as a network; float64 inside.
+
+        It is what a network trained for ever on unlimited data would learn. The columns are independent but for the rule that
+        not all are empty, so the sum over millions of images is three sums over what a column can hold.
+        """
+
+        def exact(
+            x: Float[Tensor, "n 1 size size"], t: Int[Tensor, " n"], label: Tensor | None = None
+        ) -> Float[Tensor, "n 1 size size"]:
+            self._check_images(x)
+            bar = schedule.alpha_bar.to(x.device)[t][:, None, None, None]
+            parts = zip(x.double().split(_CHUNK), bar.split(_CHUNK), strict=True)
+            mean = torch.cat([self._mean(z, b) for z, b in parts])
+            return ((x.double() - bar.sqrt() * mean) / (1 - bar).sqrt()).to(x.dtype)
+
+        return exact
+
+    def _mean(self, z: Tensor, bar: Tensor) -> Tensor:
+        """E[x_0 | x_t = z], for `alpha_bar` of shape `[n, 1, 1, 1]`."""
+        # All images have the same norm, so that log p(z | x_0) is z . x_0 sqrt(alpha_bar) / (1 - alpha_bar) and what is the
+        # same for all; and x_0 is twice the lit pixels, minus a constant.
+        gain = (2 * bar.sqrt() / (1 - bar))[:, 0, 0]
+        logs, held = [], []
+        for c, column in enumerate(self._columns):
+            _, height, width = column.shape
+            mask = column.to(z.device).flatten(1).double()
+            prior = torch.full((len(mask),), math.log(self.p / (len(mask) - 1)), dtype=z.dtype, device=z.device)
+            prior[0] = math.log1p(-self.p) if self.p < 1 else -math.inf
+            here = z[:, 0, :height, c * width : (c + 1) * width].flatten(1)
+            logs.append((prior + gain * (here @ mask.T)).log_softmax(1))
+            held.append(mask)
+        # log of 1 - P(all columns are empty). Where that is all but sure, the probability that one is not would round to 0.
+        full = torch.cat([log[:, 1:].logsumexp(1, keepdim=True) for log in logs], 1)  # log P(the column is not empty)
+        some = torch.log(-torch.expm1(torch.log1p(-full.exp().clamp(max=1)).sum(1, keepdim=True)))
+        some = torch.where(full.amax(1, keepdim=True) < -20, full.logsumexp(1, keepdim=True), some)
+        mean = torch.full_like(z, -1.0)
+        for c, (log, mask) in enumerate(zip(logs, held, strict=True)):
+            _, height, width = self._columns[c].shape
+            lit = (log[:, 1:] - some).exp() @ mask[1:]
+            mean[:, 0, :height, c * width : (c + 1) * width] += 2 * lit.unflatten(1, (height, width))
+        return mean
 
     def in_support(self, x: Float[Tensor, "n 1 size size"]) -> Bool[Tensor, " n"]:
         """Whether the recipe can make the image, up to the tolerance: all but `pixels` of its pixels are within `level` of
