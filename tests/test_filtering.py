@@ -83,6 +83,40 @@ def test_auroc_and_roc_equal_scikit_learn(seed: int) -> None:
     np.testing.assert_allclose(tpr, expected[1], atol=1e-12)
 
 
+def test_auroc_within_strata_is_a_count_of_pairs() -> None:
+    g = seeded(5)
+    scores, positive = torch.randint(0, 6, (60,), generator=g).float(), torch.rand(60, generator=g) < 0.4
+    strata = torch.randint(0, 4, (60,), generator=g)
+    strata[:3], positive[:3] = 9, True  # a stratum without negatives has no pairs
+    won = pairs = 0.0
+    for i in positive.nonzero()[:, 0].tolist():
+        for j in (~positive).nonzero()[:, 0].tolist():
+            if strata[i] == strata[j]:
+                pairs += 1
+                won += 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
+    told = auroc(scores, positive, strata)
+    assert told.value == pytest.approx(won / pairs)
+    assert told.low < told.value < told.high
+
+
+def test_strata_take_away_what_they_explain() -> None:
+    g = seeded(6)
+    strata = torch.randint(0, 3, (3000,), generator=g)
+    positive = torch.rand(3000, generator=g) < torch.tensor([0.1, 0.3, 0.6])[strata]
+    scores = strata + 0.1 * torch.randn(3000, generator=g)
+    assert auroc(scores, positive).low > 0.65
+    within = auroc(scores, positive, strata)
+    assert within.low < 0.5 < within.high
+    same = auroc(scores, positive, torch.zeros_like(strata))
+    assert same == auroc(scores, positive)
+
+
+def test_strata_without_a_pair_are_an_error() -> None:
+    with pytest.raises(TinyhallError) as caught:
+        auroc(torch.rand(4, generator=seeded()), torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
+    one_line(caught.value, "positive", "both classes")
+
+
 def test_auroc_interval_covers() -> None:
     """Two normals one std apart: the true value is Phi(1 / sqrt 2) = 0.7602; 95% of intervals hold it."""
     hit = 0

@@ -95,3 +95,36 @@ def test_fates_run_towards_zero() -> None:
     figure = plots.fates(np.array([30, 10, 1]), {"bad": np.array([0.1, 0.5, 1]), "good": np.array([0.1, 0, 0])}, floor=0.1)
     assert figure.axes[0].get_xlim() == (30, 0)
     assert figure.axes[0].lines[0].get_ydata().tolist() == [0.1, 0.5, 1]
+
+
+def test_gallery_shows_each_image_in_its_place() -> None:
+    grey, colour = -np.ones((2, 1, 4, 4)), np.zeros((3, 3, 4, 4))
+    grey[1] = 5.0  # beyond white
+    figure = plots.gallery({"grey": grey, "colour": colour}, columns=["a", "b"])
+    figure.canvas.draw()
+    shown = [[ax.images[0].get_array() for ax in figure.axes[i : i + 3] if ax.images] for i in (0, 3)]
+    assert [len(row) for row in shown] == [2, 3]
+    assert (shown[0][0].max(), shown[0][1].min()) == (0, 1)
+    assert shown[1][0].shape == (4, 4, 3)
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["a", "b", ""]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["grey", "colour"]
+
+
+def test_windows_lie_at_their_edges() -> None:
+    figure = plots.windows([(0, 10), (0, 20), (10, 20)], {"mean": np.array([0.9, 0.6, 0.5])}, label="AUROC")
+    figure.canvas.draw()
+    grid = figure.axes[0].images[0].get_array()
+    assert grid.filled(np.nan)[0].tolist()[0] == 0.9
+    assert np.isnan(grid.filled(np.nan)[0, 1])  # a window cannot end where it begins
+    assert grid.filled(np.nan)[1].tolist() == [0.6, 0.5]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["10", "20"]
+
+
+def test_curves_and_scatter_draw_what_they_are_given() -> None:
+    figure = plots.curves([1, 10], {"any": [(0.5, 0.4, 0.6, 9), (0.2, 0.1, 0.3, 9)]}, xlabel="x", ylabel="y", log=True)
+    figure.canvas.draw()
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0.5, 0.2]
+    assert figure.axes[0].get_xscale() == "log"
+    figure = plots.scatter({"PCA": {"a": np.zeros((4, 2)), "b": np.ones((2, 2))}})
+    figure.canvas.draw()
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [4, 2]

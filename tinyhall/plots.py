@@ -86,15 +86,21 @@ def ridges(x: np.ndarray, densities: Sequence[np.ndarray], names: Sequence[str])
 
 
 def denoisers(
-    x: Sequence[np.ndarray], exact: Sequence[np.ndarray], learned: Sequence[np.ndarray], names: Sequence[str]
+    x: Sequence[np.ndarray],
+    exact: Sequence[np.ndarray],
+    learned: Sequence[np.ndarray],
+    names: Sequence[str],
+    *,
+    xlabel: str = "$x_t$",
+    ylabel: str = "predicted $x_0$",
 ) -> Figure:
-    """Predicted x_0 against x_t, exact and learned, a panel for each t."""
+    """Predicted x_0 against x_t, or one figure of each, exact and learned, a panel for each t."""
     figure, axes = _open(9, 3.2, len(names), sharey=True)
     for ax, at, a, b, name in zip(axes, x, exact, learned, names, strict=True):
         ax.plot(at, a, color=DATA, lw=1.6, label="exact")
         ax.plot(at, b, color=LEARNED, lw=1.6, ls="--", label="learned")
-        ax.set(title=name, xlabel="$x_t$")
-    axes[0].set_ylabel("predicted $x_0$")
+        ax.set(title=name, xlabel=xlabel)
+    axes[0].set_ylabel(ylabel)
     axes[0].legend(loc="upper left")
     return figure
 
@@ -249,7 +255,7 @@ def gallery(rows: dict[str, np.ndarray], *, columns: Sequence[str] = (), cell: f
     )
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for ax, image in zip(line, images, strict=False):
-            picture = np.moveaxis((np.clip(image, -1, 1) + 1) / 2, 0, -1)
+            picture = np.moveaxis((np.clip(np.asarray(image), -1, 1) + 1) / 2, 0, -1)
             ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         for ax in line:
             ax.set(xticks=[], yticks=[])

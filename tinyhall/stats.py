@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _check
-from ._typing import Bool, Float, Tensor
+from ._typing import Bool, Float, Int, Tensor
 
 
 class Estimate(NamedTuple):
@@ -70,30 +70,53 @@ def sliced_wasserstein(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], dir
     return float(sum(wasserstein_distance(a[:, i], b[:, i]) for i in range(directions)) / directions)
 
 
-def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Estimate:
+def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"], strata: Int[Tensor, " n"] | None = None) -> Estimate:
     """The chance that a positive scores above a negative, ties counting half; interval by DeLong et al. (1988).
 
+    With `strata`, the chance that it scores above a negative *of its own stratum*: over all such pairs. What two classes differ
+    in only because they differ in the strata then counts for nothing.
+
     Raises:
-        TinyhallError: lengths differ, a score is NaN, or one of the two classes is empty.
+        TinyhallError: lengths differ, a score is NaN, or one of the two classes is empty (in every stratum).
     """
     _labelled(scores, positive)
+    if strata is None:
+        strata = torch.zeros(len(scores), dtype=torch.int64)
+    elif strata.shape != scores.shape:
+        raise _check.fail("strata", strata, f"shape {tuple(scores.shape)}")
+    pairs, value, variance, positives = 0, 0.0, 0.0, 0
+    for stratum in strata.unique():
+        rows = strata == stratum
+        part = _auroc(scores[rows], positive[rows])
+        m, n = int(positive[rows].sum()), int((~positive[rows]).sum())
+        if part is None:
+            continue
+        pairs, positives = pairs + m * n, positives + m
+        value += m * n * part[0]
+        variance += (m * n) ** 2 * part[1]
+    if not pairs:
+        m, n = int(positive.sum()), int((~positive).sum())
+        raise _check.TinyhallError(f"positive: expected both classes, got {m} positive and {n} negative")
+    value, se = value / pairs, math.sqrt(variance) / pairs
+    # On a separation without overlap DeLong's variance is 0; the rule of three then bounds what the positives can say.
+    least = 3 / positives if se == 0 else 0.0
+    return Estimate(value, max(value - 1.96 * se - least, 0.0), min(value + 1.96 * se, 1.0), len(scores))
+
+
+def _auroc(scores: Tensor, positive: Tensor) -> tuple[float, float] | None:
+    """The area and its variance, for a lone member of a class the largest possible; None without a pair."""
     from scipy.stats import rankdata
 
     a, b = scores[positive].double().numpy(), scores[~positive].double().numpy()
     m, n = len(a), len(b)
     if not m or not n:
-        raise _check.TinyhallError(f"positive: expected both classes, got {m} positive and {n} negative")
-    both = rankdata([*a, *b]) if m + n < 1000 else rankdata(torch.cat([scores[positive], scores[~positive]]).double().numpy())
+        return None
+    both = rankdata(torch.cat([scores[positive], scores[~positive]]).double().numpy())
     # Placements: for each positive the share of negatives below it, and the other way round.
     above = (both[:m] - rankdata(a)) / n
     below = 1 - (both[m:] - rankdata(b)) / m
-    value = float(above.mean())
-    if m < 2 or n < 2:
-        return Estimate(value, 0.0, 1.0, m + n)
-    # On a separation without overlap DeLong's variance is 0; the rule of three then bounds what m positives can say.
-    se = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
-    least = 3 / m if se == 0 else 0.0
-    return Estimate(value, max(value - 1.96 * se - least, 0.0), min(value + 1.96 * se, 1.0), m + n)
+    spread = [v.var(ddof=1) / len(v) if len(v) > 1 else 0.25 for v in (above, below)]
+    return float(above.mean()), float(sum(spread))
 
 
 def roc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> tuple[Tensor, Tensor]:
