@@ -469,3 +469,74 @@ def test_figures_equal_a_count_by_hand() -> None:
     assert said["offset"][0] == pytest.approx(1.0, rel=1e-4)
     assert said["std_ratio"][2] is None
     assert said["offset"][2] is None
+
+
+# Classes.
+
+
+LABELS = (DATA[:, 0] >= 0).long()
+
+
+class OneModeEach:
+    """Knows that class 0 lies at -1 and class 1 at 1; without a class, or with -1, it knows neither."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        places = torch.zeros(len(x)) if label is None else torch.tensor([-1.0, 1.0])[label]
+        bar = QUICK.alpha_bar[t][:, None].float()
+        return (x - bar.sqrt() * places[:, None]) / (1 - bar).sqrt()
+
+
+def never(*_: object) -> OneModeEach:
+    raise AssertionError("what is there is not learned again")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_each_sample_is_learned_under_the_class_it_was_asked_for(arm: str, tmp_path: Path) -> None:
+    told = []
+
+    def learn(data: torch.Tensor, generation: int, checkpoint: Path, label: torch.Tensor) -> OneModeEach:
+        told.append((data, label))
+        return OneModeEach()
+
+    made = run(tmp_path, learn, arm=arm, label=LABELS, draw=110)
+    assert torch.equal(told[0][1], LABELS)
+    for data, label in told[1:]:
+        assert torch.equal((data[:, 0] > 0).long(), label)
+    drawn = made[0].samples()
+    assert drawn.label is not None
+    assert torch.equal(drawn.label, LABELS[torch.arange(110) % 80])
+    assert torch.equal(told[1][1], drawn.label[made[0].kept])
+    before = files(tmp_path)
+    assert [g.kept.tolist() for g in run(tmp_path, never, arm=arm, label=LABELS, draw=110)] == [g.kept.tolist() for g in made]
+    assert files(tmp_path) == before
+
+
+def test_guidance_reaches_the_sampler(tmp_path: Path) -> None:
+    made = run(tmp_path, lambda *_: OneModeEach(), label=LABELS, guidance=3.0, arm="none", generations=1)
+    place = made[0].samples().x[:, 0].abs().mean()
+    assert float(place) == pytest.approx(3, abs=0.1)  # 0 + 3 (1 - 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"label": LABELS[:5]}, ("label", "int64 of shape [80]")),
+        ({"label": LABELS.int()}, ("label", "int64 of shape [80]")),
+        ({"guidance": 2.0}, ("guidance", "label")),
+    ],
+)
+def test_labels_that_do_not_fit(changes: dict, parts: tuple[str, ...], tmp_path: Path, unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path, lambda *_: OneModeEach(), **changes)
+    one_line(caught.value, *parts)
+    assert not files(tmp_path)
+
+
+def test_a_folder_knows_its_labels(tmp_path: Path) -> None:
+    run(tmp_path, lambda *_: OneModeEach(), label=LABELS, generations=1)
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path, lambda *_: OneModeEach(), label=1 - LABELS, generations=1)
+    one_line(caught.value, "label")
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path, lambda *_: OneModeEach(), label=LABELS, guidance=2.0, generations=1)
+    one_line(caught.value, "guidance")

@@ -609,3 +609,30 @@ assert all(torch.equal(a[k], b[k]) for k in a), "compiled runs must repeat"
 def test_module_keeps_its_public_names() -> None:
     for name in ("train", "fit", "start", "Run", "TrainStep"):
         assert hasattr(training, name)
+
+
+def test_a_checkpoint_knows_its_labels(tmp_path: Path) -> None:
+    data, label = torch.randn(20, 1, generator=seeded()), torch.arange(20) % 3
+    path = tmp_path / "c.safetensors"
+
+    def go(steps: int, **changes: object) -> None:
+        arguments = {"label": label, "label_dropout": 0.1} | changes
+        fitted(Recorder(), data=data, steps=steps, batch_size=5, checkpoint=path, **arguments)
+
+    go(2)
+    go(3)
+    for changes, name in (
+        ({"label": label.flip(0)}, "label"),
+        ({"label_dropout": 0.2}, "label_dropout"),
+        ({"label": None}, "label"),
+    ):
+        with pytest.raises(TinyhallError) as caught:
+            go(4, **changes)
+        one_line(caught.value, "checkpoint", name)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, True, "half"])
+def test_label_dropout_is_a_share(share: object, unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        walk(Recorder(), torch.randn(8, 1, generator=seeded()), label=torch.arange(8), label_dropout=share)
+    one_line(caught.value, "label_dropout", "[0, 1]")

@@ -23,8 +23,9 @@ from .training import fingerprint
 
 ARMS = ("none", "random", "variance")
 
-Learn = Callable[[Tensor, int, Path], Net]
-"""`learn(data, generation, checkpoint) -> net`: trains a model of data; called again, it resumes from the checkpoint."""
+Learn = Callable[..., Net]
+"""`learn(data, generation, checkpoint) -> net`: trains a model of data; called again, it resumes from the checkpoint. Data with
+labels come as `learn(data, generation, checkpoint, label)`."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def recurse(
     generations: int = 5,
     metric: Metric | None = None,
     sampler: Sampler = ddpm(),  # noqa: B008 (frozen)
+    label: Int[Tensor, " n"] | None = None,
+    guidance: float | None = None,
     evaluate: Callable[[Samples], dict[str, Any]] | None = None,
     seed: int = 0,
     note: str = "",
@@ -106,6 +109,8 @@ def recurse(
         draw: samples drawn by each generation; without it, as many as the arm needs. Arms that share a folder must agree on it.
         metric: what "variance" filters by; without it `TrajectoryVariance((0, 10))`, the paper's.
         sampler: draws the samples.
+        label, guidance: classes of the data, for networks that take them; every generation is asked for the same ones in the
+            same order, over again where it draws more, and the next learns each sample under the class it was asked for.
         evaluate: says of the samples drawn what is worth keeping, as JSON.
         seed: of the drawing and the lot.
         note: anything else that a folder must agree on, such as a card's hash.
@@ -128,18 +133,27 @@ def recurse(
         "data": fingerprint(data), "draw": draw, "metric": metric.name, "note": note, "schedule": schedule.name,
         "sampler": _moves(sampler, schedule), "seed": seed,
     }  # fmt: skip
+    if label is not None:
+        if label.dtype != torch.int64 or tuple(label.shape) != (len(data),):
+            raise _check.fail("label", label, f"int64 of shape [{len(data)}]")
+        settings |= {"label": fingerprint(label), "guidance": guidance}
+    elif guidance is not None:
+        raise _check.TinyhallError("guidance: expected a label beside it, got none")
     root = Path(folder)
     _agree(root / "recursion.json", settings)
     return _generations(
-        data, learn, schedule, root, arm, drop, draw, generations, metric, sampler, evaluate or (lambda _: {}), seed, progress
-    )
+        data, learn, schedule, root, arm, drop, draw, generations, metric, sampler, label, guidance,
+        evaluate or (lambda _: {}), seed, progress,
+    )  # fmt: skip
 
 
 def _generations(
     data: Tensor, learn: Learn, schedule: Schedule, root: Path, arm: str, drop: float, draw: int, generations: int,
-    metric: Metric, sampler: Sampler, evaluate: Callable[[Samples], dict[str, Any]], seed: int, progress: bool,
+    metric: Metric, sampler: Sampler, label: Tensor | None, guidance: float | None,
+    evaluate: Callable[[Samples], dict[str, Any]], seed: int, progress: bool,
 ) -> Iterator[Generation]:  # fmt: skip
     keep, shape, kept = len(data), tuple(data.shape[1:]), None
+    asked = None if label is None else label.cpu()[torch.arange(draw) % keep]
     branch = root / f"{arm}-{needed(keep, drop)}"
     for number in range(1, generations + 1):
         place = root / "1" if number == 1 else branch / str(number)
@@ -150,18 +164,21 @@ def _generations(
             if state.get("drew") != fingerprint(drawn.x):
                 raise _check.TinyhallError(f"samples: expected {state.get('drew')}, got {fingerprint(drawn.x)} in {place}")
         else:
-            net = learn(data, number, place / "checkpoint.safetensors")
+            labels = () if label is None else (label,)
+            net = learn(data, number, place / "checkpoint.safetensors", *labels)
             drawn = sample(
-                net, schedule, draw, shape=shape, metrics=[metric], sampler=sampler,
+                net, schedule, draw, shape=shape, metrics=[metric], sampler=sampler, label=asked, guidance=guidance,
                 generator=stream(seed, f"generation/{number}"), progress=progress,
             )  # fmt: skip
             state = {**origin, "drew": fingerprint(drawn.x), "metrics": evaluate(drawn)}
             if rank() == 0:
                 scores = {f"score.{name}": score for name, score in drawn.scores.items()}
-                write_tensors(place / "samples.safetensors", {"x": drawn.x, **scores})
+                asked_for = {} if asked is None else {"label": asked}
+                write_tensors(place / "samples.safetensors", {"x": drawn.x, **asked_for, **scores})
                 write_json(place / "state.json", state)  # last: a generation without it is not finished
         indices = select(drawn, arm, keep, drop, stream(seed, f"lot/{number}"))
         yield Generation(number, arm, place, state["metrics"], indices)
+        label = None if asked is None else asked[indices]
         data, kept = drawn.x[indices], hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
 
 
@@ -182,7 +199,8 @@ def _drawn(place: Path) -> Samples:
     tensors, _ = read_tensors(place / "samples.safetensors")
     if "x" not in tensors:
         raise _check.TinyhallError(f"samples: expected a tensor x, got {', '.join(sorted(tensors))} in {place}")
-    return Samples(tensors.pop("x"), {k.removeprefix("score."): v for k, v in tensors.items()})
+    x, label = tensors.pop("x"), tensors.pop("label", None)
+    return Samples(x, {k.removeprefix("score."): v for k, v in tensors.items()}, label)
 
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:

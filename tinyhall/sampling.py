@@ -11,7 +11,7 @@ import torch
 
 from . import _check
 from . import device as _device
-from ._typing import Float, Net, Tensor
+from ._typing import Float, Int, Net, Tensor
 from .metrics import Metric
 from .schedule import Schedule
 
@@ -265,6 +265,7 @@ class Samples:
 
     x: Float[Tensor, "n *shape"]
     scores: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)
+    label: Int[Tensor, " n"] | None = None  # the classes that were asked for
 
     def __len__(self) -> int:
         return len(self.x)
@@ -333,7 +334,7 @@ def sample(
     done = sorted(_device.gather_rows(done), key=lambda item: item[0])
     x = torch.cat([item[1] for item in done])
     scores = {metric.name: torch.cat([item[2][i] for item in done]) for i, metric in enumerate(metrics)}
-    return Samples(x, scores)
+    return Samples(x, scores, None if label is None else label.cpu())
 
 
 def _sample_shape(net: Any, shape: Sequence[int] | None) -> tuple[int, ...]:

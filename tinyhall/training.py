@@ -120,11 +120,15 @@ def start(
     batch_size: int,
     lr: float,
     generator: torch.Generator,
+    label: Tensor | None = None,
+    label_dropout: float = 0.0,
     ema: float | None = None,
     note: str = "",
 ) -> Run:
     """A run at step 0. `note` is any text that a checkpoint must agree on, such as a card's hash."""
     _check.positive("lr", lr)
+    if isinstance(label_dropout, bool) or not isinstance(label_dropout, (int, float)) or not 0 <= label_dropout <= 1:
+        raise _check.fail("label_dropout", label_dropout, "a share in [0, 1]")
     if ema is not None and not 0 < ema < 1:
         raise _check.fail("ema", ema, "None or a number in (0, 1)")
     settings = {
@@ -136,6 +140,8 @@ def start(
         "net": f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters",
         "note": note,
     }
+    if label is not None:
+        settings |= {"label": fingerprint(label), "label_dropout": label_dropout}
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
     average = None if ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
     order = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
@@ -191,7 +197,17 @@ def train(
         raise _check.TinyhallError(f"generator: expected one on {device}, the network's device, got {generator.device}")
     if label is not None and (label.dtype != torch.int64 or tuple(label.shape) != (len(data),)):
         raise _check.fail("label", label, f"int64 of shape [{len(data)}]")
-    run = run or start(net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, ema=ema)
+    run = run or start(
+        net,
+        data,
+        schedule,
+        batch_size=batch_size,
+        lr=lr,
+        generator=generator,
+        label=label,
+        label_dropout=label_dropout,
+        ema=ema,
+    )
     if microbatch is None:
         microbatch = _device.ROWS_IN_CACHE if device.type == "cpu" and data.ndim == 2 else batch_size
     _check.positive_int("microbatch", microbatch)
@@ -317,7 +333,10 @@ def fit(
     _check.positive_int("every", every)
     device = next(net.parameters()).device
     batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
-    run = start(net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, ema=ema, note=note)
+    run = start(
+        net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, label=label, label_dropout=label_dropout,
+        ema=ema, note=note,
+    )  # fmt: skip
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         run.load(path)
