@@ -174,3 +174,32 @@ def test_commands(tmp_path: Path, made: tuple[experiments.Artifact, Path]) -> No
     )
     assert wrong.returncode == 2
     assert "small, ddim, full" in wrong.stderr
+
+
+def test_generations_of_images(tmp_path: Path) -> None:
+    card = cards.get("shapes-recursion", "smoke")
+    assert card.draw > card.n
+    artifact = experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
+    told = experiments.histories("shapes-recursion", "smoke", tmp_path / "a")
+    assert list(told) == ["none", "random-0.024", "variance-0.024"]
+    for name in ("hallucinated", "two of a shape", "malformed", "handed on", "distinct"):
+        assert told["none"][name].shape == (1, 2)
+    first = [told[arm]["hallucinated"][0, 0] for arm in told]
+    assert first[0] == first[1] == first[2]  # the first generation is one for all
+    kept = artifact.samples("arms")
+    assert kept["none.2"].dtype == torch.uint8
+    assert kept["none.2"].shape == (card.draw, 1, 32, 32)
+
+
+def test_figures_of_a_generation_of_images() -> None:
+    data = SimpleShapes(32)
+    x = data.sample(700, seeded())
+    x[:7] = -1.0
+    figures = experiments._of_images(data, x) | {"passed_on": [0.5], "auroc": None}
+    assert figures["fraction"]["blank"].value == figures["fraction"]["any"].value == 0.01
+    assert sum(figures["share"]) == 693
+    told = experiments.read(figures)
+    assert told["hallucinated"] == told["blank"] == 0.01
+    assert told["imbalance"] < 0.1  # the seven sets of shapes are equally likely
+    assert told["handed on"] == 0.5
+    assert told["distinct"] == len(x.flatten(1).unique(dim=0)) / 700

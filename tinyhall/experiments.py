@@ -395,19 +395,30 @@ def refit(mixture: GaussianMixture, x: Tensor) -> GaussianMixture:
 
 
 def read(m: dict[str, Any]) -> dict[str, float]:
-    """One generation's figures, a number each: fractions beyond 5 and 8 std, of those handed on, the score's AUROC, how many
-    modes hold a tenth of their share or more, the total variation of the shares from equal ones, the modes' width over the
-    true one, and the sliced Wasserstein distance to true data in std. NaN for what was not measured."""
+    """One generation's figures, a number each; NaN for what was not measured.
+
+    Of points: fractions beyond 5 and 8 std, of those handed on, the score's AUROC, how many modes hold a tenth of their share or
+    more, the total variation of the shares from equal ones, the modes' width over the true one, and the sliced Wasserstein
+    distance to true data in std. Of images: the fraction of each kind, of those handed on, the AUROC, the total variation of
+    the shares of the seven sets of shapes from equal ones, and the share of images that are not repeated.
+    """
     share = torch.tensor(m["share"], dtype=torch.float64)
     share = share / share.sum()
+    shared = {
+        "handed on": (m.get("passed_on") or [math.nan])[0],
+        "AUROC": (m.get("auroc") or [math.nan])[0],
+    }
+    imbalance = 0.5 * float((share - 1 / len(share)).abs().sum())
+    if "any" in m["fraction"]:
+        kinds = {"hallucinated" if kind == "any" else kind: e[0] for kind, e in m["fraction"].items()}
+        return kinds | shared | {"imbalance": imbalance, "distinct": m["distinct"] / m["n"]}
     widths = [w for w in m["std_ratio"] if w is not None]
     return {
         "hallucinated": m["fraction"]["5"][0],
         "beyond 8 std": m["fraction"]["8"][0],
-        "handed on": (m.get("passed_on") or [math.nan])[0],
-        "AUROC": (m.get("auroc") or [math.nan])[0],
+        **shared,
         "modes alive": float((share >= 0.1 / len(share)).sum()),
-        "imbalance": 0.5 * float((share - 1 / len(share)).abs().sum()),
+        "imbalance": imbalance,
         "width": sum(widths) / len(widths) if widths else math.nan,
         "distance": m.get("distance", math.nan),
     }
