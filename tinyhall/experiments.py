@@ -397,8 +397,8 @@ def refit(mixture: GaussianMixture, x: Tensor) -> GaussianMixture:
 def read(m: dict[str, Any]) -> dict[str, float]:
     """One generation's figures, a number each; NaN for what was not measured.
 
-    Of points: fractions beyond 5 and 8 std, of those handed on, the score's AUROC, how many modes hold a tenth of their share or
-    more, the total variation of the shares from equal ones, the modes' width over the true one, and the sliced Wasserstein
+    Of points: fractions beyond 5 and 8 std, of those handed on, the score's AUROC, how many modes hold a tenth of their share
+    or more, the total variation of the shares from equal ones, the modes' width over the true one, and the sliced Wasserstein
     distance to true data in std. Of images: the fraction of each kind, of those handed on, the AUROC, the total variation of
     the shares of the seven sets of shapes from equal ones, and the share of images that are not repeated.
     """
