@@ -11,6 +11,7 @@ Figures (`tinyhall.plots`), the command line and statistics import their own dep
 
 from . import cards, datasets, device, images, nets
 from ._check import TinyhallError
+from .adapters import from_diffusers, watch
 from .density import law
 from .experiments import load, reproduce
 from .filtering import Filter, keep_k, split
@@ -41,6 +42,7 @@ __all__ = [
     "device",
     "fit",
     "fraction",
+    "from_diffusers",
     "hybrid",
     "images",
     "keep_k",
@@ -56,4 +58,5 @@ __all__ = [
     "sliced_wasserstein",
     "split",
     "train",
+    "watch",
 ]

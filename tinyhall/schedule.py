@@ -60,6 +60,19 @@ class Schedule:
         f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls((1 - f[1:] / f[:-1]).clamp(max=max_beta), f"cosine({steps})")
 
+    @classmethod
+    def from_alpha_bar(cls, alpha_bar: Float[Tensor, " T"], name: str = "custom") -> Schedule:
+        """The schedule that has these shares of signal left, t = 0 first: falling values in (0, 1), any float dtype.
+
+        Raises:
+            TinyhallError: values that do not fall or leave (0, 1), or that do not end in noise.
+        """
+        a = alpha_bar.double()
+        before = torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]])
+        if a.ndim != 1 or not len(a) or not bool(((a > 0) & (a < before)).all()):
+            raise _check.fail("alpha_bar", alpha_bar, "falling values in (0, 1), shape [T]")
+        return cls(1 - a / before, name)
+
     @property
     def steps(self) -> int:
         """The number of steps, T."""
