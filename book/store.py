@@ -15,6 +15,11 @@ from nbclient import NotebookClient
 def store(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, record_timing=False, resources={"metadata": {"path": path.parent}}).execute()
+    # A figure with an HTML form needs no widget in a stored notebook, whose number is another at every run.
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output["data"].pop("application/vnd.jupyter.widget-view+json", None)
     # The interpreter's version would differ from machine to machine.
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata.pop("widgets", None)
