@@ -246,14 +246,17 @@ def fates(t: np.ndarray, chance: dict[str, np.ndarray], *, floor: float | None =
     return figure
 
 
-def gallery(rows: dict[str, np.ndarray], *, columns: Sequence[str] = (), cell: float = 0.8) -> Figure:
+def gallery(
+    rows: dict[str, np.ndarray] | Sequence[tuple[str, np.ndarray]], *, columns: Sequence[str] = (), cell: float = 0.8
+) -> Figure:
     """Images `[n, channels, height, width]` in -1..1, a row for each name, in order; `columns` are titles above them."""
-    wide = max(len(images) for images in rows.values())
-    longest = max(len(name) for name in rows)
+    named = list(rows.items()) if isinstance(rows, dict) else list(rows)
+    wide = max(len(images) for _, images in named)
+    longest = max(len(name) for name, _ in named)
     figure, axes = plt.subplots(
-        len(rows), wide, figsize=(cell * wide + 0.085 * longest, cell * len(rows) + 0.35 * bool(columns)), squeeze=False
+        len(named), wide, figsize=(cell * wide + 0.085 * longest, cell * len(named) + 0.35 * bool(columns)), squeeze=False
     )
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
+    for line, (name, images) in zip(axes, named, strict=True):
         for ax, image in zip(line, images, strict=False):
             picture = np.moveaxis((np.clip(np.asarray(image), -1, 1) + 1) / 2, 0, -1)
             ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
