@@ -90,6 +90,46 @@ def test_errors(change: Any, parts: tuple[str, ...], unchecked: None) -> None:
     one_line(caught.value, *parts)
 
 
+K, M = 9, 21
+
+
+def journey() -> dict[str, Any]:
+    g = seeded(4)
+    return {
+        "t": list(range(K - 1, -1, -1)),
+        "x": torch.randn(6, K, generator=g),
+        "x0_hat": 3 * torch.randn(6, K, generator=g),
+        "bad": torch.tensor([False, True, False, False, True, False]),
+        "grid": torch.linspace(-2, 2, M),
+        "exact": torch.randn(K, M, generator=g),
+        "learned": torch.randn(K, M, generator=g),
+        "modes": (-1, 1),
+    }
+
+
+def test_a_ride_is_rounded_and_cut_to_its_range() -> None:
+    given = journey()
+    data = inlined(explore.ride(**given))
+    torch.testing.assert_close(torch.tensor(data["x"]), given["x"].clamp(-2, 2), rtol=0, atol=6e-3)
+    torch.testing.assert_close(torch.tensor(data["x0"]), given["x0_hat"].clamp(-2, 2), rtol=0, atol=6e-3)
+    torch.testing.assert_close(torch.tensor(data["learned"]), given["learned"].clamp(-2, 2), rtol=0, atol=6e-3)
+    assert (data["t"], data["modes"], data["bad"]) == (given["t"], [-1, 1], given["bad"].tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"t": list(range(K))}, ("t", "falling")),
+        ({"x": torch.zeros(6, 3)}, ("x", "(6, 9)")),
+        ({"learned": torch.zeros(K, 3)}, ("learned", "(9, 21)")),
+    ],
+)
+def test_a_ride_that_does_not_fit(change: dict[str, Any], parts: tuple[str, ...], unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        explore.ride(**journey() | change)
+    one_line(caught.value, *parts)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
@@ -139,6 +179,45 @@ def test_the_slider_counts_as_python_does(browser: Any, tmp_path: Path, width: i
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert told.inner_text() == expected(int(slider.input_value()))
     assert abs(int(slider.input_value()) - N / 2) <= 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert said == []
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1000])
+def test_a_ride_by_keyboard_and_mouse(browser: Any, tmp_path: Path, width: int) -> None:
+    figure = explore.ride(**journey())
+    data = figure.data
+    page_file = tmp_path / "page.html"
+    page_file.write_text(f"<!doctype html><html lang='en'><title>x</title><body>{figure.html}</body></html>")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(page_file.as_uri())
+    told = page.locator("output")
+
+    def expected(k: int, sample: int) -> str:
+        end = "as a hallucination" if data["bad"][sample] else "in support"
+        x, x0 = data["x"][sample][k], data["x0"][sample][k]
+        return f"t = {data['t'][k]}; sample {sample + 1} of 6, which ends {end}: x = {x:.2f}, predicted x0 = {x0:.2f}"
+
+    assert told.inner_text() == expected(0, 1)  # the first hallucination is picked
+    page.get_by_role("slider").focus()
+    page.keyboard.press("ArrowRight")
+    assert told.inner_text() == expected(1, 1)
+    page.get_by_role("button", name="Pick another").press("Enter")
+    assert told.inner_text() == expected(1, 2)
+    page.locator("circle.th-pick").nth(4).dispatch_event("click")
+    assert told.inner_text() == expected(1, 4)
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Pause").wait_for()
+    page.get_by_role("button", name="Play").wait_for()  # it stops by itself at the end
+    assert told.inner_text() == expected(K - 1, 4)
+    page.get_by_role("button", name="Play").click()  # and begins again
+    page.get_by_role("button", name="Pause").click()
+    assert page.get_by_role("slider").input_value() != str(K - 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert said == []
     page.close()

@@ -10,8 +10,10 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,11 @@ _STYLE = """
 .th-tile { image-rendering: pixelated; border: 2px solid #009E73; box-sizing: content-box; }
 .th-is-bad { border-color: #D55E00; border-style: dashed; }
 .th-removed { opacity: 0.22; }
+.th-mode { stroke: currentColor; stroke-opacity: 0.25; }
+.th-pick { cursor: pointer; fill-opacity: 0.75; }
+.th-picked { stroke: currentColor; stroke-width: 2; fill-opacity: 1; }
+.th-exact { stroke: #0072B2; stroke-width: 2; fill: none; }
+.th-learned { stroke: #E69F00; stroke-width: 2; stroke-dasharray: 5 3; fill: none; }
 .th-key { font-size: 0.85em; margin: 0; }
 """
 
@@ -152,6 +159,58 @@ def threshold(
         "support. With JavaScript, a slider moves it."
     )
     return Explorer("threshold", data, still)
+
+
+def ride(
+    t: Sequence[int],
+    x: Float[Tensor, "n k"],
+    x0_hat: Float[Tensor, "n k"],
+    bad: Bool[Tensor, " n"],
+    *,
+    grid: Float[Tensor, " m"],
+    exact: Float[Tensor, "k m"],
+    learned: Float[Tensor, "k m"],
+    modes: Sequence[float],
+) -> Explorer:
+    """Time by hand for points on a line: where the samples are, what is predicted for one of them, and what either denoiser
+    would predict anywhere. x0_hat and the predictions are cut to the range of `grid`.
+
+    Args:
+        t: the k moments, falling.
+        x, x0_hat: of n samples at those moments.
+        bad: which samples end as hallucinations.
+        grid: places of x at which `exact` and `learned` give the predicted x_0.
+        modes: of the data.
+
+    Raises:
+        TinyhallError: shapes that do not fit, or t that does not fall.
+    """
+    n, k, m = len(bad), len(t), len(grid)
+    if k < 2 or any(a <= b for a, b in pairwise(t)):
+        raise _check.fail("t", list(t), "at least two falling moments")
+    for name, value, shape in (
+        ("x", x, (n, k)),
+        ("x0_hat", x0_hat, (n, k)),
+        ("exact", exact, (k, m)),
+        ("learned", learned, (k, m)),
+    ):
+        if tuple(value.shape) != shape:
+            raise _check.fail(name, value, f"shape {shape}")
+    low, high = float(grid.min()), float(grid.max())
+
+    def short(values: Tensor) -> Any:
+        return [[round(float(v), 2) for v in row] for row in values.clamp(low, high)]
+
+    data = {
+        "t": [int(v) for v in t], "x": short(x), "x0": short(x0_hat), "bad": [bool(b) for b in bad],
+        "grid": [round(float(v), 3) for v in grid], "exact": short(exact), "learned": short(learned),
+        "modes": [float(v) for v in modes], "low": low, "high": high,
+    }  # fmt: skip
+    still = (
+        f"{n} samples on their way from noise to data, {int(bad.sum())} of which end as hallucinations. With JavaScript, a "
+        "slider and a button move the time."
+    )
+    return Explorer("ride", data, still)
 
 
 def _sprite(images: Tensor, columns: int = 12) -> dict[str, Any]:
