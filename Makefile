@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The first interpreter that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-CHAPTERS := $(sort $(wildcard book/[0-9]*.ipynb)) book/your_model.ipynb
+CHAPTERS := $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb
 
 # A notebook must run with this environment's kernel, and with what this checkout holds.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -16,11 +16,12 @@ export PYTHONNOUSERSITE := 1
 # Threads that spin while they wait would take the processor from what they wait for, where two programs share two cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install book test notebooks format bench slow clean
+.PHONY: help install book pages test notebooks format bench slow clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book       run every chapter live and build _build/html"
+	@echo "make pages      the built pages in Chromium, where there is one"
 	@echo "make test       lint, types, tests, and every chapter against its stored outputs"
 	@echo "make notebooks  run the chapters and store their outputs (only=book/NAME.ipynb for one)"
 	@echo "make format     put code and notebooks in order"
@@ -46,11 +47,14 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml | $(BIN)/python
 book: $(STAMP)
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 
+pages: $(STAMP)
+	$(BIN)/python -m pytest -m pages tests/test_pages.py
+
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not gpu and not bench"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not bench and not pages"
 	@test -n "$(CHAPTERS)" || { echo "make: expected chapters book/[0-9]*.ipynb, found none" >&2; exit 1; }
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(CHAPTERS)
 

@@ -146,7 +146,7 @@ def test_a_chapter_s_switch_makes_artifacts_that_the_book_has(chapter: Path, mon
     first = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     assert "RETRAIN = False" in first
     made: list[tuple[str, str, int]] = []
-    monkeypatch.setattr(tinyhall, "reproduce", lambda card, seed=0: made.append((card.name, card.scale, seed)))
+    monkeypatch.setattr(tinyhall, "reproduce", lambda card, seed=0, **_: made.append((card.name, card.scale, seed)))
     monkeypatch.delenv("TINYHALL_SCALE", raising=False)
     monkeypatch.chdir(chapter.parent)
     exec(first.replace("RETRAIN = False", "RETRAIN = True"), {})

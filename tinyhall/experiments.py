@@ -193,11 +193,13 @@ def reproduce(
     runs: str | Path = "runs",
     device: str | None = None,
     samplers: Sequence[str] | None = None,
+    keep: int = 2_000,
     progress: bool = True,
 ) -> Artifact:
     """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training.
 
-    A recursion's card is run arm by arm instead; `samplers` is not for it.
+    A recursion's card is run arm by arm instead; `samplers` is not for it. `keep` is how many images an artifact keeps, of
+    models of images: what `metrics` says rests on all that were drawn.
     """
     known = samplers_of(card)
     samplers = list(known) if samplers is None else samplers
@@ -207,7 +209,7 @@ def reproduce(
     if isinstance(card, Generations):
         return _reproduce_recursion(card, seed, root, runs, device, progress)
     if isinstance(card, ImageCard):
-        return _reproduce_images(card, seed, root, runs, device, samplers, progress)
+        return _reproduce_images(card, seed, root, runs, device, samplers, keep, progress)
     assert isinstance(card, GaussianCard)
     place = _device.pick(device)
     net, history = train_card(card, seed, runs=runs, device=device, progress=progress)
@@ -236,7 +238,14 @@ def reproduce(
 
 
 def _reproduce_images(
-    card: ImageCard, seed: int, root: str | Path, runs: str | Path, device: str | None, samplers: Sequence[str], progress: bool
+    card: ImageCard,
+    seed: int,
+    root: str | Path,
+    runs: str | Path,
+    device: str | None,
+    samplers: Sequence[str],
+    keep: int,
+    progress: bool,
 ) -> Artifact:
     place, known = _device.pick(device), samplers_of(card)
     data, schedule, out = card.data(), card.schedule(), folder(root, card, seed)
@@ -262,9 +271,9 @@ def _reproduce_images(
         count = card.samples if name == "small" else max(card.samples // 8, 1)
         drawn = ImageDraw.make(net, data, schedule, known[name], count, seed, progress=progress)
         metrics[name] = drawn.report()
-        tensors = drawn.tensors(2_000 if name == "small" else 0)
+        tensors = drawn.tensors(keep if name == "small" else 0)
         if name == "small":
-            x = drawn.x[:2_000].to(place)
+            x = drawn.x[:keep].to(place)
             error = denoising_error(net, schedule, x, DENOISED, generator=cards.stream(seed, "denoising"))
             tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
         write_tensors(out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
