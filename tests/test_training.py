@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from common import one_line, run_python, same_bits, seeded
+from common import ROOT, environment, one_line, run_python, same_bits, seeded
 from torch import Tensor, nn
 
 from tinyhall import training
@@ -636,3 +638,29 @@ def test_label_dropout_is_a_share(share: object, unchecked: None) -> None:
     with pytest.raises(TinyhallError) as caught:
         walk(Recorder(), torch.randn(8, 1, generator=seeded()), label=torch.arange(8), label_dropout=share)
     one_line(caught.value, "label_dropout", "[0, 1]")
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    holder = """
+import sys, pathlib
+from tinyhall.artifacts import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(TinyhallError) as caught:
+            fitted(checkpoint=tmp_path / "c.safetensors")
+        one_line(caught.value, "checkpoint", str(tmp_path), "another process")
+        assert not list(tmp_path.iterdir())
+        process.kill()
+    fitted(checkpoint=tmp_path / "c.safetensors")  # who is dead holds nothing
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]

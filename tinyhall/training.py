@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ from torch import nn
 from . import _check
 from . import device as _device
 from ._typing import Float, Int, Tensor
-from .artifacts import read_tensors, write_tensors
+from .artifacts import alone, read_tensors, write_tensors
 from .schedule import Schedule
 
 
@@ -326,7 +327,8 @@ def fit(
         Others: as in `train`.
 
     Raises:
-        TinyhallError: bad arguments, a checkpoint of another run, or a loss that is not finite.
+        TinyhallError: bad arguments, a checkpoint of another run or in a folder where another process is at work, or a loss
+            that is not finite.
         KeyboardInterrupt: after SIGINT, once the checkpoint is written.
     """
     _check.floats("data", data)
@@ -338,18 +340,27 @@ def fit(
         ema=ema, note=note,
     )  # fmt: skip
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists():
-        run.load(path)
-    if compile:
-        net.compile()
-    bf16 = _device.gains_bf16(device) if bf16 is None else bf16
-    steps_left = train(
-        net, data, schedule, steps=steps, batch_size=batch_size, lr=lr, generator=generator, label=label,
-        label_dropout=label_dropout, ema=ema, bf16=bf16, microbatch=microbatch, run=run,
-    )  # fmt: skip
+    with contextlib.nullcontext() if path is None or _device.rank() else alone(path.parent):
+        if path is not None and path.exists():
+            run.load(path)
+        if compile:
+            net.compile()
+        bf16 = _device.gains_bf16(device) if bf16 is None else bf16
+        steps_left = train(
+            net, data, schedule, steps=steps, batch_size=batch_size, lr=lr, generator=generator, label=label,
+            label_dropout=label_dropout, ema=ema, bf16=bf16, microbatch=microbatch, run=run,
+        )  # fmt: skip
+        _drive(run, steps_left, steps, path, every, progress)
+    if run.ema is not None:
+        net.load_state_dict(run.ema)
+    net.eval()
+    return run
 
+
+def _drive(run: Run, steps_left: Iterator[TrainStep], steps: int, path: Path | None, every: int, progress: bool) -> None:
+    """Takes the steps, with a bar, checkpoints, a look at the loss, and a clean stop."""
     lead = _device.rank() == 0
-    recent = torch.zeros((), device=device)
+    recent = torch.zeros((), device=run.generator.device)
     since = run.step  # after a resume in between, the mean covers what this process saw
     bar = _bar(steps, run.step, progress and lead)
     began = time.perf_counter() - run.seconds
@@ -360,7 +371,7 @@ def fit(
             if due or step.step % 100 == 0:
                 mean = float(recent) / (step.step - since)
                 # The loss was finite before the last update; a checkpoint must not keep what that update broke.
-                broken = due and not all(bool(torch.isfinite(p).all()) for p in net.parameters())
+                broken = due and not all(bool(torch.isfinite(p).all()) for p in run.net.parameters())
                 if not math.isfinite(mean) or broken:
                     came = "weights that are not" if math.isfinite(mean) else str(float(step.loss))
                     raise _check.TinyhallError(
@@ -379,10 +390,6 @@ def fit(
                     run.save(path)
             if interrupt.asked:
                 raise KeyboardInterrupt(f"stopped at step {step.step}" + (f", saved in {path}" if path else ""))
-    if run.ema is not None:
-        net.load_state_dict(run.ema)
-    net.eval()
-    return run
 
 
 def _bar(steps: int, done: int, show: bool) -> Any:

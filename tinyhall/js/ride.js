@@ -60,6 +60,7 @@ function render({ model, el }) {
   const next = make("button", { type: "button" }, bar, "Pick another");
   const told = make("output", { class: "th-told", "aria-live": "off" }, box);
 
+  time.value = data.t.findIndex((t) => t <= 40); // where something happens
   let picked = Math.max(data.bad.indexOf(true), 0);
   let timer = null;
   const update = () => {
