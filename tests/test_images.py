@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import run_python, same_bits, seeded
+from common import ROOT, run_python, same_bits, seeded
 
 from tinyhall import cards, experiments, images
-from tinyhall.artifacts import read_tensors
-from tinyhall.datasets import SimpleShapes
+from tinyhall.artifacts import read_json, read_tensors
+from tinyhall.datasets import MNIST, SimpleShapes
 from tinyhall.metrics import TrajectoryVariance
+from tinyhall.mnist import DigitOracle
 from tinyhall.nets import UNet
-from tinyhall.sampling import ddim, ddpm, reverse
+from tinyhall.sampling import Samples, ddim, ddpm, reverse
 from tinyhall.schedule import Schedule
 
 SCHEDULE = Schedule.linear(1e-4, 0.3, 60)
@@ -195,7 +196,7 @@ def test_figures_of_a_generation_of_images() -> None:
     data = SimpleShapes(32)
     x = data.sample(700, seeded())
     x[:7] = -1.0
-    figures = experiments._of_images(data, x) | {"passed_on": [0.5], "auroc": None}
+    figures = experiments._of_images(data, Samples(x)) | {"passed_on": [0.5], "auroc": None}
     assert figures["fraction"]["blank"].value == figures["fraction"]["any"].value == 0.01
     assert sum(figures["share"]) == 693
     told = experiments.read(figures)
@@ -203,3 +204,23 @@ def test_figures_of_a_generation_of_images() -> None:
     assert told["imbalance"] < 0.1  # the seven sets of shapes are equally likely
     assert told["handed on"] == 0.5
     assert told["distinct"] == len(x.flatten(1).unique(dim=0)) / 700
+
+
+def test_generations_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    test_set = MNIST(train=False)
+    fewer = DigitOracle(test_set.classifier, test_set.images(slice(0, 3_000)), test_set.images(slice(3_000, 4_000)))
+    monkeypatch.setattr(MNIST, "oracle", property(lambda self: fewer))
+    card = cards.get("mnist", "smoke")
+    assert card.draw / card.n == pytest.approx(65 / 60, abs=0.01)
+    artifact = experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
+    told = experiments.histories("mnist", "smoke", tmp_path / "a")
+    assert list(told) == ["none", "random-0.077", "variance-0.077"]
+    for name in ("hallucinated", "fid", "precision", "recall", "coverage", "agreement", "imbalance"):
+        assert told["variance-0.077"][name].shape == (1, 2)
+        assert bool(torch.isfinite(told["variance-0.077"][name]).all())
+    assert artifact.metrics["floor"]["fid"] < told["none"]["fid"].min()
+    assert artifact.samples("arms")["random-0.077.2"].shape[1:] == (1, 28, 28)
+    state = read_json(next((tmp_path / "r").rglob("recursion.json")))
+    assert state["guidance"] == card.guidance
+    assert state["label"].startswith("(60,)")

@@ -19,13 +19,14 @@ from . import _check, cards, stats
 from . import device as _device
 from ._typing import Net, Tensor
 from .artifacts import load_weights, read_json, read_tensors, write_json, write_tensors
-from .cards import Card, Dataset, GaussianCard, Generations, ImageCard
-from .datasets import INTERPOLATED, GaussianMixture, Judgement, SimpleShapes
+from .cards import Card, Dataset, DigitsCard, GaussianCard, Generations, ImageCard
+from .datasets import INTERPOLATED, MNIST, GaussianMixture, Judgement, SimpleShapes
 from .density import law
 from .filtering import Filter
 from .images import DENOISED, ImageDraw, quantised, tally
 from .metrics import TrajectoryVariance, denoising_error
 from .nets import MLP, Tabulated, UNet
+from .quality import coverage, fid
 from .recursion import recurse
 from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse, sample
 from .schedule import Schedule
@@ -152,6 +153,7 @@ def _fit(
     checkpoint: Path,
     progress: bool,
     steps: int | None = None,
+    label: Tensor | None = None,
 ) -> Run:
     return fit(
         net,
@@ -161,6 +163,8 @@ def _fit(
         batch_size=card.batch_size,
         lr=card.lr,
         generator=generator,
+        label=label,
+        label_dropout=card.label_dropout if isinstance(card, DigitsCard) else 0.0,
         ema=card.ema if isinstance(card, ImageCard) else None,
         # Compiling takes half a minute: worth it from some thousand steps on. A processor gains nothing by it with images.
         compile=card.steps >= 5000 and _can_compile(generator.device, images=isinstance(card, ImageCard)),
@@ -302,21 +306,29 @@ def _reproduce_recursion(
     place = _device.pick(device)
     data, schedule = card.data(), card.schedule()
     sampler = ddpm("small", card.respace) if isinstance(card, ImageCard) else ddpm()
+    generator, label, guidance = cards.stream(seed, "data"), None, None
+    describe: Callable[[Samples], dict[str, Any]]
     if isinstance(data, GaussianMixture):
+        real = data.sample(card.n, generator)
         describe, floor = _of_points(data, card.draw, seed)
+    elif isinstance(data, MNIST):
+        assert isinstance(card, DigitsCard)
+        (real, label), guidance = data.draw(card.n, generator), card.guidance
+        describe, floor = _of_digits(data, min(card.n, 10_000))
     else:
+        real = data.sample(card.n, generator)
         describe, floor = functools.partial(_of_images, data), {}
 
-    def learn(data: Tensor, generation: int, checkpoint: Path) -> Net:
+    def learn(data: Tensor, generation: int, checkpoint: Path, label: Tensor | None = None) -> Net:
         net = card.net(seed, f"weights/{generation}").to(place)
-        _fit(card, net, data, cards.stream(seed, f"training/{generation}", place), checkpoint, progress)
+        _fit(card, net, data, cards.stream(seed, f"training/{generation}", place), checkpoint, progress, label=label)
         return net
 
     def evaluate(drawn: Samples) -> dict[str, Any]:
         bad = ~data.in_support(drawn.x)
         score = next(iter(drawn.scores.values()))
         both = 2 <= int(bad.sum()) <= len(bad) - 2
-        return describe(drawn.x) | {"auroc": stats.auroc(score, bad) if both else None}
+        return describe(drawn) | {"auroc": stats.auroc(score, bad) if both else None}
 
     metric = _Oracle(data) if card.score == "oracle" else TrajectoryVariance(card.window)
     began = time.perf_counter()
@@ -326,8 +338,8 @@ def _reproduce_recursion(
         name = arm if arm == "none" else f"{arm if arm == 'random' else card.score}-{drop:.3f}"
         metrics["arms"][name] = []
         for made in recurse(
-            data.sample(card.n, cards.stream(seed, "data")), learn, schedule, folder=folder(runs, card, seed), arm=arm,
-            drop=drop, draw=card.draw, generations=card.generations, metric=metric, sampler=sampler,
+            real, learn, schedule, folder=folder(runs, card, seed), arm=arm, drop=drop, draw=card.draw,
+            generations=card.generations, metric=metric, sampler=sampler, label=label, guidance=guidance,
             evaluate=evaluate, seed=seed, note=f"card {card.training_hash}", progress=progress,
         ):  # fmt: skip
             x = made.samples().x
@@ -340,7 +352,7 @@ def _reproduce_recursion(
     return _finish(card, seed, root, place, {"seconds": round(time.perf_counter() - began, 1)})
 
 
-def _of_points(mixture: GaussianMixture, draw: int, seed: int) -> tuple[Callable[[Tensor], dict[str, Any]], dict[str, Any]]:
+def _of_points(mixture: GaussianMixture, draw: int, seed: int) -> tuple[Callable[[Samples], dict[str, Any]], dict[str, Any]]:
     """What a generation says of points, and the least distance that chance leaves between two such sets."""
     reference = mixture.sample(draw, cards.stream(seed, "reference"))
 
@@ -348,11 +360,37 @@ def _of_points(mixture: GaussianMixture, draw: int, seed: int) -> tuple[Callable
         return stats.sliced_wasserstein(x, reference) / mixture.std
 
     floor = distance(mixture.sample(draw, cards.stream(seed, "floor")))
-    return lambda x: figures(mixture, x) | {"distance": distance(x)}, {"distance_floor": floor}
+    return lambda drawn: figures(mixture, drawn.x) | {"distance": distance(drawn.x)}, {"distance_floor": floor}
 
 
-def _of_images(data: SimpleShapes, x: Tensor) -> dict[str, Any]:
+def _of_digits(data: MNIST, n: int) -> tuple[Callable[[Samples], dict[str, Any]], dict[str, Any]]:
+    """What a generation says of digits, the first n of them against as many test digits, which no model has seen; and the same
+    of real training digits, as the least that chance leaves."""
+    test = MNIST(data.root, train=False, size=data.size)
+    real = data.classifier.read(test.sample(n, cards.stream(0, "reference"))).features
+
+    def against(features: Tensor) -> dict[str, float]:
+        near = coverage(real[:2_000], features[:2_000])
+        return {"fid": fid(real, features), **near._asdict()}
+
+    def describe(drawn: Samples) -> dict[str, Any]:
+        verdict = data.judge(drawn.x)
+        assert drawn.label is not None
+        return {
+            "n": len(drawn.x),
+            "fraction": tally(verdict.kind, data.kinds),
+            "share": torch.bincount(verdict.digit, minlength=10).tolist(),
+            "agreement": float((verdict.digit == drawn.label).double().mean()),
+            "distinct": len(quantised(drawn.x).flatten(1).unique(dim=0)),
+            **against(data.classifier.read(drawn.x[:n]).features),
+        }
+
+    return describe, {"floor": against(data.classifier.read(data.sample(n, cards.stream(0, "floor"))).features)}
+
+
+def _of_images(data: SimpleShapes, drawn: Samples) -> dict[str, Any]:
     """What a generation says of images: fractions by kind, and how the sets of shapes are shared among those in support."""
+    x = drawn.x
     verdict = data.judge(x)
     good = (verdict.counts[verdict.kind == 0] > 0).long() @ torch.tensor([1, 2, 4])
     return {
@@ -409,7 +447,8 @@ def read(m: dict[str, Any]) -> dict[str, float]:
     Of points: fractions beyond 5 and 8 std, of those handed on, the score's AUROC, how many modes hold a tenth of their share
     or more, the total variation of the shares from equal ones, the modes' width over the true one, and the sliced Wasserstein
     distance to true data in std. Of images: the fraction of each kind, of those handed on, the AUROC, the total variation of
-    the shares of the seven sets of shapes from equal ones, and the share of images that are not repeated.
+    the shares of the seven sets of shapes, or ten digits, from equal ones, and the share of images that are not repeated. Of
+    digits also how often the classifier reads the one that was asked for, and the measures of `tinyhall.quality`.
     """
     share = torch.tensor(m["share"], dtype=torch.float64)
     share = share / share.sum()
@@ -420,7 +459,8 @@ def read(m: dict[str, Any]) -> dict[str, float]:
     imbalance = 0.5 * float((share - 1 / len(share)).abs().sum())
     if "any" in m["fraction"]:
         kinds = {"hallucinated" if kind == "any" else kind: e[0] for kind, e in m["fraction"].items()}
-        return kinds | shared | {"imbalance": imbalance, "distinct": m["distinct"] / m["n"]}
+        rest = {key: m[key] for key in ("agreement", "fid", "precision", "recall", "density", "coverage") if key in m}
+        return kinds | shared | {"imbalance": imbalance, "distinct": m["distinct"] / m["n"]} | rest
     widths = [w for w in m["std_ratio"] if w is not None]
     return {
         "hallucinated": m["fraction"]["5"][0],

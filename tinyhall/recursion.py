@@ -129,6 +129,12 @@ def recurse(
         raise _check.TinyhallError(f"draw: expected at least {least}, to keep {len(data)} and drop {drop:.2%}, got {draw}")
     metric = metric or TrajectoryVariance((0, 10))
     metric.check(schedule)
+    if isinstance(metric, TrajectoryVariance):
+        seen = sum(metric.window[0] <= move.t < metric.window[1] for move in sampler(schedule))
+        if arm == "variance" and seen < 2:  # all scores would be equal
+            raise _check.TinyhallError(
+                f"metric: expected a window in which the sampler makes 2 steps, got {seen} in {metric.window}"
+            )
     settings = {
         "data": fingerprint(data), "draw": draw, "metric": metric.name, "note": note, "schedule": schedule.name,
         "sampler": _moves(sampler, schedule), "seed": seed,
