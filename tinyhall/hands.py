@@ -1,0 +1,288 @@
+"""Hands that can be counted: drawn from a few dozen numbers each, always with five fingers unless asked for others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _check
+from ._typing import Bool, Float, Int, Tensor
+
+IN_SUPPORT, WRONG_COUNT, MERGED, DETACHED, UNCLEAR = range(5)
+KINDS = ("in support", "wrong count", "merged", "detached", "unclear")
+
+_CHUNK = 256  # hands at a time: their distances to two dozen shapes take 100 MB at 64 pixels
+_FRAME = 2.0  # the picture's height in the units of the hand, whose middle finger is 0.6 long
+_TONES = ((0.35, 0.22, 0.16), (0.55, 0.36, 0.26), (0.76, 0.55, 0.42), (0.88, 0.69, 0.56), (0.93, 0.76, 0.64))
+_LENGTHS = (0.50, 0.60, 0.56, 0.42)  # of the long fingers, index to little
+
+
+class HandJudgement(NamedTuple):
+    """What a count says of images, each field of length n."""
+
+    kind: Int[Tensor, " n"]  # IN_SUPPORT 0, WRONG_COUNT 1, MERGED 2, DETACHED 3, UNCLEAR 4
+    fingers: Int[Tensor, " n"]  # counted; -1 where there is no hand to count on
+
+
+class _Random:
+    """Uniform numbers for n hands from one generator."""
+
+    def __init__(self, n: int, generator: torch.Generator) -> None:
+        self.n, self.generator, self.device = n, generator, generator.device
+
+    def __call__(self, low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(self.n, *shape, generator=self.generator, device=self.device)
+
+
+@dataclass(frozen=True)
+class Hands:
+    """Drawings of open hands, left and right, from the front or the back, RGB in -1..1: arm, palm, a thumb and four fingers.
+
+    What varies: side, rotation (30 degrees to either side), place, scale, spread, each finger's length, width, direction and
+    bend, skin tone, light, nails, and the background, which is light and plain. Every hand has exactly five fingers, apart
+    enough to be counted; `sample(..., fingers=6)` makes wrong ones, to test a counter with.
+
+    Args:
+        size: height and width in pixels, at least 32.
+    """
+
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        if _check.positive_int("size", self.size) < 32:
+            raise _check.fail("size", self.size, "at least 32")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, `(3, size, size)`."""
+        return (3, self.size, self.size)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of `judge`'s kinds."""
+        return KINDS
+
+    def sample(self, n: int, generator: torch.Generator, fingers: int = 5) -> Float[Tensor, "n 3 size size"]:
+        """n hands, float32 in -1..1, on the generator's device; with `fingers` of them, the thumb included.
+
+        Raises:
+            TinyhallError: fewer than 2 or more than 8 fingers.
+        """
+        _check.positive_int("n", n)
+        if isinstance(fingers, bool) or not isinstance(fingers, int) or not 2 <= fingers <= 8:
+            raise _check.fail("fingers", fingers, "a whole number from 2 to 8")
+        cuts = [min(_CHUNK, n - low) for low in range(0, n, _CHUNK)]
+        return torch.cat([self._draw(_Random(k, generator), fingers - 1) for k in cuts])
+
+    def _draw(self, u: _Random, long: int) -> Tensor:
+        n, size = u.n, self.size
+        where = (torch.arange(size, device=u.device) + 0.5) / size * _FRAME - _FRAME / 2
+        y, x = torch.meshgrid(-where, where, indexing="ij")
+        # From the picture to the hand's own frame, in which it points up, thumb to the right: move, turn, scale, mirror.
+        turn, scale = u(-0.5, 0.5)[:, None, None], u(0.88, 1.08)[:, None, None]
+        side = torch.where(u(0, 1) < 0.5, 1.0, -1.0)[:, None, None]
+        dx, dy = x - u(-0.1, 0.1)[:, None, None], y - u(-0.2, -0.05)[:, None, None]
+        hx = side * (turn.cos() * dx + turn.sin() * dy) / scale
+        hy = (turn.cos() * dy - turn.sin() * dx) / scale
+        parts, tips = _bones(u, long)
+        near = torch.full((n, size, size), math.inf, device=u.device)
+        for a, b, thick_a, thick_b in parts:
+            near = torch.minimum(near, _capsule(hx, hy, a, b, thick_a, thick_b))
+        pixel = _FRAME / size / scale
+        cover = (0.5 - near / pixel).clamp(0, 1)[:, None]  # half a pixel of soft edge on either side
+        light = _light(u, hx, hy, near)
+        nails = torch.zeros_like(near)
+        for tip, towards, thick in tips:
+            bed = tip - 0.35 * thick[:, None] * towards
+            gap = ((hx - bed[:, :1, None]).square() + (hy - bed[:, 1:, None]).square()).sqrt() - 0.62 * thick[:, None, None]
+            nails = torch.maximum(nails, (0.5 - gap / pixel).clamp(0, 1))
+        nails = nails * (u(0, 1) < 0.5)[:, None, None] * u(0.05, 0.16)[:, None, None]
+        skin = _tones(u)[:, :, None, None] * light[:, None] + nails[:, None]
+        back = (u(0.86, 1.0)[:, None, None, None] + u(-0.03, 0.03, 3)[:, :, None, None]) * torch.ones_like(skin)
+        back = back + (u(-0.03, 0.03)[:, None, None] * x + u(-0.03, 0.03)[:, None, None] * y)[:, None]
+        return (2 * (cover * skin + (1 - cover) * back).clamp(0, 1) - 1).float()
+
+    def judge(self, x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
+        """What each image is, by the silhouette (see `count_fingers`): the first of these that applies.
+
+        - UNCLEAR: no hand, or more than one, or an outline so rough that it has a dozen ends.
+        - DETACHED: a piece of at least a third of a finger's size, apart from the hand.
+        - MERGED: a finger at least 1.75 times as wide as the median one.
+        - WRONG_COUNT: not five fingers.
+        """
+        _check.floats("x", x, ndim=4, finite=False)
+        if tuple(x.shape[1:]) != self.shape:
+            raise _check.fail("x", x, f"shape [n, 3, {self.size}, {self.size}]")
+        seen = [_look(image) for image in x.detach().cpu()]
+        kind = [_kind(look) for look in seen]
+        return HandJudgement(torch.tensor(kind), torch.tensor([look["fingers"] for look in seen]))
+
+    def in_support(self, x: Float[Tensor, "n 3 size size"]) -> Bool[Tensor, " n"]:
+        """True for a hand with five fingers, none merged, none detached."""
+        return self.judge(x).kind == IN_SUPPORT
+
+
+def count_fingers(x: Float[Tensor, "n 3 size size"]) -> Int[Tensor, " n"]:
+    """How many fingers stand out of each silhouette; -1 where there is no hand.
+
+    The silhouette is what differs from the background, which is a plane of colour through the picture's rim. A disc half as wide
+    as the palm fits into palm and arm and into no finger: what is left of the silhouette where it does not fit are the fingers.
+
+    At 64 pixels it is right on over 99% of hands with 3 to 6 fingers. Of those with 7, whose fingers touch, it misses one in seven.
+    """
+    return torch.tensor([_look(image)["fingers"] for image in x.detach().cpu()])
+
+
+def finger_tips(image: Float[Tensor, "3 size size"]) -> Float[Tensor, "k 2"]:
+    """The end of each finger found, x and y in pixels."""
+    return torch.tensor(_look(image.detach().cpu())["tips"]).reshape(-1, 2)
+
+
+def _bones(u: _Random, long: int) -> tuple[list[Any], list[Any]]:
+    """Capsules of a hand in its own frame (from, to, thickness at either end), and of each finger tip, direction, thickness."""
+    n = u.n
+
+    def point(x: Tensor | float, y: Tensor | float) -> Tensor:
+        return torch.stack([torch.as_tensor(v, device=u.device) + torch.zeros(n, device=u.device) for v in (x, y)], 1)
+
+    wide = u(0.92, 1.08)
+    parts: list[Any] = []
+    tips: list[Any] = []
+    # The palm: a fan of capsules from the wrist to the knuckles.
+    for side in (-0.17, 0.0, 0.17):
+        top = u(0.0, 0.03) + 0.05 * (side == 0)
+        parts.append((point(0.75 * side * wide, -0.42), point(side * wide, top), 0.15 * wide, 0.14 * wide))
+    parts.append((point(0.0, -0.45), point(u(-0.08, 0.08), -1.8), 0.19 * wide, 0.19 * wide))
+    more = max(long - 4, 0)  # make room: wider apart, and thinner
+    spread, row = u(0.28, 0.42) * (1 + 0.4 * more), 0.46 * (1 + 0.25 * more)
+    stretch, thick = u(0.88, 1.10), u(0.068, 0.086) * (4 / max(long, 4)) ** 1.1
+    for i in range(long):
+        share = i / (long - 1) if long > 1 else 0.5
+        at = share * 3
+        low = min(int(at), 2)
+        length = (_LENGTHS[low] + (at - low) * (_LENGTHS[low + 1] - _LENGTHS[low])) * stretch * u(0.94, 1.06)
+        angle = (0.5 - share) * 2 * spread + u(-0.03, 0.03)  # to the thumb's side first
+        base = point((0.5 - share) * row * wide, 0.02 + 0.05 * math.sin(math.pi * share))
+        _finger(u, parts, tips, base, angle, length, thick * u(0.95, 1.05))
+    _finger(u, parts, tips, point(0.20 * wide, -0.30), u(0.80, 1.05), u(0.42, 0.50) * stretch, thick * u(1.05, 1.2))
+    return parts, tips
+
+
+def _finger(u: _Random, parts: list[Any], tips: list[Any], base: Tensor, angle: Tensor, length: Tensor, thick: Tensor) -> None:
+    """Three joints, bent a little and all to one side, thinner to the tip."""
+    bend, at = u(-0.07, 0.07), base
+    widths = [thick * w for w in (1.08, 1.0, 0.93, 0.82)]
+    for k, share in enumerate((0.45, 0.31, 0.24)):
+        towards = torch.stack([angle.sin(), angle.cos()], 1)
+        end = at + (share * length)[:, None] * towards
+        parts.append((at, end, widths[k], widths[k + 1]))
+        at, angle = end, angle + bend
+    tips.append((at, towards, widths[-1]))
+
+
+def _capsule(x: Tensor, y: Tensor, a: Tensor, b: Tensor, thick_a: Tensor, thick_b: Tensor) -> Tensor:
+    """Signed distance `[n, size, size]`, negative inside, to a segment as thick as thick_a at one end and thick_b at the other."""
+    px, py = x - a[:, :1, None], y - a[:, 1:, None]
+    dx, dy = (b - a)[:, :1, None], (b - a)[:, 1:, None]
+    along = ((px * dx + py * dy) / (dx.square() + dy.square())).clamp(0, 1)
+    thick = thick_a[:, None, None] + along * (thick_b - thick_a)[:, None, None]
+    return ((px - along * dx).square() + (py - along * dy).square()).sqrt() - thick
+
+
+def _light(u: _Random, x: Tensor, y: Tensor, near: Tensor) -> Tensor:
+    """Brightness of the skin: round at the edges, one side in the light, the palm with a soft hollow."""
+    edge = u(0.10, 0.28)[:, None, None] * (-(near.clamp(max=0) / 0.05).square()).exp()
+    angle = u(0, 2 * math.pi)[:, None, None]
+    slope = u(0.0, 0.12)[:, None, None] * (angle.cos() * x + angle.sin() * y)
+    hollow = u(0.0, 0.10)[:, None, None] * (-((x + 0.02).square() + (y + 0.22).square()) / 0.03).exp()
+    return 1 - edge + slope - hollow
+
+
+def _tones(u: _Random) -> Tensor:
+    """A skin tone for each hand, `[n, 3]`: between two of the palette, and a little off it."""
+    palette = torch.tensor(_TONES, device=u.device)
+    at = u(0, len(_TONES) - 1.001)
+    low = at.long()
+    return palette[low] + (at - low)[:, None] * (palette[low + 1] - palette[low]) + u(-0.025, 0.025, 3)
+
+
+def _look(image: Tensor) -> dict[str, Any]:
+    """What there is of a hand in one image: fingers counted (-1 for no hand), their widths and tips, pieces apart."""
+    import numpy as np
+    from scipy import ndimage
+
+    nothing = {"fingers": -1, "widths": [], "tips": [], "apart": 0.0, "rough": False}
+    pixels = image.numpy().astype(np.float64)
+    if not np.isfinite(pixels).all():
+        return nothing
+    size = pixels.shape[-1]
+    far = ndimage.gaussian_filter(np.abs(pixels - _background(pixels)).max(0), 0.5 * size / 64)
+    contrast = float(np.quantile(far, 0.9))
+    mask = ndimage.binary_fill_holes(far > max(0.45 * contrast, 0.15))
+    pieces, count = ndimage.label(mask, np.ones((3, 3)))
+    if not count:
+        return nothing
+    areas = ndimage.sum_labels(mask, pieces, range(1, count + 1))
+    hand = pieces == 1 + int(np.argmax(areas))
+    # The arm goes on beyond the picture: cut off at its edge, its corners would stand out like fingers.
+    margin = size // 4
+    wide = np.pad(hand, margin, mode="edge")
+    inside = (slice(margin, -margin),) * 2
+    deep = ndimage.distance_transform_edt(wide)
+    depth = deep[inside]
+    palm = float(depth.max())
+    if palm < 0.07 * size or areas.max() > 0.8 * size**2:
+        return nothing
+    # Opened by a disc of about half the palm's radius: eroded, then dilated, both by distance.
+    core = (ndimage.distance_transform_edt(deep <= 0.55 * palm) <= 0.55 * palm + 0.75)[inside]
+    # Neighbours may touch at their roots: look a little above those.
+    rest, ends = ndimage.label(hand & (ndimage.distance_transform_edt(~core) > 0.22 * palm), np.ones((3, 3)))
+    centre = np.array(np.unravel_index(int(np.argmax(depth)), depth.shape))
+    widths, tips = [], []
+    for k in range(1, ends + 1):
+        rows, columns = np.nonzero(rest == k)
+        reach = np.hypot(rows - centre[0], columns - centre[1])
+        if reach.max() < 1.3 * palm or len(rows) < 0.05 * palm**2 or np.ptp(reach) < 0.2 * palm:
+            continue
+        tip = int(np.argmax(reach))
+        tips.append([float(columns[tip]), float(rows[tip])])
+        widths.append(len(rows) / max(float(np.ptp(reach)), 1.0))
+    others = np.sort(areas)[:-1]
+    return {
+        "fingers": len(tips), "widths": widths, "tips": tips, "apart": float(others[-1] / palm**2) if len(others) else 0.0,
+        "rough": ends > 12,
+    }  # fmt: skip
+
+
+def _background(pixels: Any) -> Any:
+    """A plane of colour through the rim of the picture, fitted again without what lies off it: there the arm leaves."""
+    import numpy as np
+
+    size = pixels.shape[-1]
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    terms = np.stack([np.ones_like(x), x, y], -1)
+    rim = np.zeros((size, size), bool)
+    band = max(size // 16, 2)
+    rim[:band], rim[:, :band], rim[:, -band:] = True, True, True
+    use = rim
+    for _ in range(4):
+        plane = np.stack([terms @ np.linalg.lstsq(terms[use], channel[use], rcond=None)[0] for channel in pixels])
+        off = np.abs(pixels - plane).max(0)
+        use = rim & (off <= max(2 * float(np.median(off[rim])), 0.05))
+        if use.sum() < size:
+            break
+    return plane
+
+
+def _kind(look: dict[str, Any]) -> int:
+    if look["fingers"] < 0 or look["rough"] or look["apart"] > 3:
+        return UNCLEAR
+    if look["apart"] > 0.25:
+        return DETACHED
+    widths = sorted(look["widths"])
+    if len(widths) > 1 and widths[-1] > 1.75 * widths[len(widths) // 2 - (len(widths) % 2 == 0)]:
+        return MERGED
+    return IN_SUPPORT if look["fingers"] == 5 else WRONG_COUNT
