@@ -128,10 +128,9 @@ class Hands:
 def count_fingers(x: Float[Tensor, "n 3 size size"]) -> Int[Tensor, " n"]:
     """How many fingers stand out of each silhouette; -1 where there is no hand.
 
-    The silhouette is what differs from the background, which is a plane of colour through the picture's rim. A disc half as wide
-    as the palm fits into palm and arm and into no finger: what is left of the silhouette where it does not fit are the fingers.
-
-    At 64 pixels it is right on over 99% of hands with 3 to 6 fingers. Of those with 7, whose fingers touch, it misses one in seven.
+    The silhouette is what differs from the background, which is a plane of colour through the picture's rim. A disc half as
+    wide as the palm fits into palm and arm and into no finger: what is left where it does not fit are the fingers. Those of
+    hands with 7 are so close that they often run together.
     """
     return torch.tensor([_look(image)["fingers"] for image in x.detach().cpu()])
 
@@ -184,7 +183,7 @@ def _finger(u: _Random, parts: list[Any], tips: list[Any], base: Tensor, angle: 
 
 
 def _capsule(x: Tensor, y: Tensor, a: Tensor, b: Tensor, thick_a: Tensor, thick_b: Tensor) -> Tensor:
-    """Signed distance `[n, size, size]`, negative inside, to a segment as thick as thick_a at one end and thick_b at the other."""
+    """Signed distance `[n, size, size]`, negative inside, to a segment as thick as said at either end."""
     px, py = x - a[:, :1, None], y - a[:, 1:, None]
     dx, dy = (b - a)[:, :1, None], (b - a)[:, 1:, None]
     along = ((px * dx + py * dy) / (dx.square() + dy.square())).clamp(0, 1)
