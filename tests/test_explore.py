@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from tinyhall import explore
 from tinyhall._check import TinyhallError
 
 N = 80
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def samples() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,15 +129,21 @@ def test_a_ride_that_does_not_fit(change: dict[str, Any], parts: tuple[str, ...]
     one_line(caught.value, *parts)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+@contextmanager
+def shown(browser: Any, figure: explore.Explorer, folder: Path, width: int, **options: Any) -> Iterator[Any]:
+    """The figure on a page of its own. Nothing may be complained of, requested in vain, or wider than the page."""
+    place = folder / "page.html"
+    place.write_text(f"<!doctype html><html lang='en'><title>x</title><body>{figure.html}</body></html>")
+    page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("requestfailed", lambda request: said.append(request.url))
+    page.goto(place.as_uri())
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert said == []
+    page.close()
 
 
 @pytest.mark.browser
@@ -146,15 +151,6 @@ def browser() -> Iterator[Any]:
 def test_the_slider_counts_as_python_does(browser: Any, tmp_path: Path, width: int) -> None:
     scores, bad, x = samples()
     figure = explore.threshold(scores, bad, images=x, thumbs=20)
-    page_file = tmp_path / "page.html"
-    page_file.write_text(f"<!doctype html><html lang='en'><title>x</title><body>{figure.html}</body></html>")
-    page = browser.new_page(viewport={"width": width, "height": 800})
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("requestfailed", lambda request: said.append(request.url))
-    page.goto(page_file.as_uri())
-    slider, told = page.get_by_role("slider"), page.locator("output")
     logs, ranked = figure.data["scores"], sorted(figure.data["scores"])
 
     def expected(rank: int) -> str:
@@ -167,21 +163,20 @@ def test_the_slider_counts_as_python_does(browser: Any, tmp_path: Path, width: i
         )
 
     start = figure.data["start"]
-    assert told.inner_text() == expected(start)
-    slider.focus()
-    for key, rank in (("ArrowRight", start + 1), ("ArrowRight", start + 2), ("Home", 0), ("End", N)):
-        page.keyboard.press(key)
-        assert told.inner_text() == expected(rank), key
-    assert page.locator(".th-removed").count() == 0
-    page.keyboard.press("Home")
-    assert page.locator(".th-removed").count() == 20
-    box = slider.bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert told.inner_text() == expected(int(slider.input_value()))
-    assert abs(int(slider.input_value()) - N / 2) <= 2
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert said == []
-    page.close()
+    with shown(browser, figure, tmp_path, width) as page:
+        slider, told = page.get_by_role("slider"), page.locator("output")
+        assert told.inner_text() == expected(start)
+        slider.focus()
+        for key, rank in (("ArrowRight", start + 1), ("ArrowRight", start + 2), ("Home", 0), ("End", N)):
+            page.keyboard.press(key)
+            assert told.inner_text() == expected(rank), key
+        assert page.locator(".th-removed").count() == 0
+        page.keyboard.press("Home")
+        assert page.locator(".th-removed").count() == 20
+        box = slider.bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert told.inner_text() == expected(int(slider.input_value()))
+        assert abs(int(slider.input_value()) - N / 2) <= 2
 
 
 @pytest.mark.browser
@@ -189,48 +184,34 @@ def test_the_slider_counts_as_python_does(browser: Any, tmp_path: Path, width: i
 def test_a_ride_by_keyboard_and_mouse(browser: Any, tmp_path: Path, width: int) -> None:
     figure = explore.ride(**journey())
     data = figure.data
-    page_file = tmp_path / "page.html"
-    page_file.write_text(f"<!doctype html><html lang='en'><title>x</title><body>{figure.html}</body></html>")
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(page_file.as_uri())
-    told = page.locator("output")
 
     def expected(k: int, sample: int) -> str:
         end = "as a hallucination" if data["bad"][sample] else "in support"
         x, x0 = data["x"][sample][k], data["x0"][sample][k]
         return f"t = {data['t'][k]}; sample {sample + 1} of 6, which ends {end}: x = {x:.2f}, predicted x0 = {x0:.2f}"
 
-    assert told.inner_text() == expected(0, 1)  # the first hallucination is picked
-    page.get_by_role("slider").focus()
-    page.keyboard.press("ArrowRight")
-    assert told.inner_text() == expected(1, 1)
-    page.get_by_role("button", name="Pick another").press("Enter")
-    assert told.inner_text() == expected(1, 2)
-    page.locator("circle.th-pick").nth(4).dispatch_event("click")
-    assert told.inner_text() == expected(1, 4)
-    page.get_by_role("button", name="Play").click()
-    page.get_by_role("button", name="Pause").wait_for()
-    page.get_by_role("button", name="Play").wait_for()  # it stops by itself at the end
-    assert told.inner_text() == expected(K - 1, 4)
-    page.get_by_role("button", name="Play").click()  # and begins again
-    page.get_by_role("button", name="Pause").click()
-    assert page.get_by_role("slider").input_value() != str(K - 1)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert said == []
-    page.close()
+    with shown(browser, figure, tmp_path, width) as page:
+        told = page.locator("output")
+        assert told.inner_text() == expected(0, 1)  # the first hallucination is picked
+        page.get_by_role("slider").focus()
+        page.keyboard.press("ArrowRight")
+        assert told.inner_text() == expected(1, 1)
+        page.get_by_role("button", name="Pick another").press("Enter")
+        assert told.inner_text() == expected(1, 2)
+        page.locator("circle.th-pick").nth(4).dispatch_event("click")
+        assert told.inner_text() == expected(1, 4)
+        page.get_by_role("button", name="Play").click()
+        page.get_by_role("button", name="Pause").wait_for()
+        page.get_by_role("button", name="Play").wait_for()  # it stops by itself at the end
+        assert told.inner_text() == expected(K - 1, 4)
+        page.get_by_role("button", name="Play").click()  # and begins again
+        page.get_by_role("button", name="Pause").click()
+        assert page.get_by_role("slider").input_value() != str(K - 1)
 
 
 @pytest.mark.browser
 def test_without_javascript_a_sentence_stands_there(browser: Any, tmp_path: Path) -> None:
     scores, bad, _ = samples()
     figure = explore.threshold(scores, bad)
-    page_file = tmp_path / "page.html"
-    page_file.write_text(f"<!doctype html><html lang='en'><body>{figure.html}</body></html>")
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(page_file.as_uri())
-    assert figure.still in page.inner_text("body")
-    context.close()
+    with shown(browser, figure, tmp_path, 1000, java_script_enabled=False) as page:
+        assert figure.still in page.inner_text("body")

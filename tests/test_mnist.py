@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from common import ROOT, one_line, seeded
 
 from tinyhall import mnist
 from tinyhall._check import TinyhallError
-from tinyhall.mnist import MNIST, Classifier, DigitOracle, damage
+from tinyhall.mnist import MNIST, Classifier, DigitOracle
 
 HOME = ROOT / "book" / "data" / "mnist"
 LABELS = "t10k-labels-idx1-ubyte"
@@ -151,9 +152,35 @@ def test_the_distance_is_that_of_the_nearest(data: MNIST) -> None:
     seen = data.classifier.read(data.images(slice(0, 5)))
     nearest = torch.cdist(seen.signature.double(), data.oracle.known.double()).amin(1)
     torch.testing.assert_close(data.oracle.distance(seen.signature).double(), nearest, rtol=1e-4, atol=1e-4)
+    silent = seen.signature.clone()
+    silent[:, :400] = 0  # a layer that answers nothing
+    nearest = torch.cdist(silent.double(), data.oracle.known.double()).amin(1)
+    torch.testing.assert_close(data.oracle.distance(silent).double(), nearest, rtol=1e-4, atol=1e-4)
     told = data.judge(MNIST(HOME).images(slice(0, 50)))  # training digits themselves
     assert float(told.distance.max()) < 1e-2
     assert told.digit.tolist()[:5] == [5, 0, 4, 1, 9]
+
+
+def damage(x: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Digits made wrong on purpose, by kind."""
+    other, size = x.roll(1, 0), x.shape[-1]
+    rows = torch.arange(size)[:, None]
+    holes = torch.ones_like(x)
+    for image, (down, right) in zip(
+        holes, torch.randint(size // 4, size // 2, (len(x), 2), generator=generator).tolist(), strict=True
+    ):
+        image[:, down : down + size // 4, right : right + size // 4] = 0
+    blobs = torch.nn.functional.interpolate(
+        torch.randn(len(x), 1, 7, 7, generator=generator), size=(size, size), mode="bicubic"
+    )
+    return {
+        "two digits overlaid": torch.maximum(x, other),
+        "halves of two digits": torch.where(rows < size // 2, x, other),
+        "a hole": torch.where(holes > 0, x, torch.tensor(-1.0)),
+        "blobs": (2 * blobs).clamp(-1, 1),
+        "blank": torch.full_like(x, -1.0),
+        "upside down": x.flip(2),
+    }
 
 
 def test_digits_made_wrong_fall_out_of_support(data: MNIST) -> None:
@@ -164,6 +191,26 @@ def test_digits_made_wrong_fall_out_of_support(data: MNIST) -> None:
     assert flagged["blobs"] > 0.9
     assert flagged["two digits overlaid"] > 0.1
     assert min(flagged[name] for name in ("halves of two digits", "upside down", "a hole")) > 0.2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e20, 1e38])
+def test_what_is_not_finite_or_huge_is_no_digit(value: float, data: MNIST) -> None:
+    x = MNIST(HOME).images(slice(0, 3))
+    x[1, 0, 14, 14] = value
+    assert data.in_support(x).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 1, 27, 27), (2, 3, 28, 28), (2, 28, 28), (0, 1, 28, 28)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...], data: MNIST, unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        data.judge(torch.zeros(shape))
+    one_line(caught.value, "x", "[n, ", str(shape))
+
+
+@pytest.mark.slow
+def test_the_oracle_of_all_digits() -> None:
+    whole = MNIST(HOME, train=False)
+    assert float(whole.in_support(whole.images()).double().mean()) == pytest.approx(0.99, abs=1e-3)
 
 
 def test_the_project_s_own_copy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +13,11 @@ from common import ROOT
 
 BUILT = ROOT / "_build" / "html"
 PAGES = sorted(str(p.relative_to(BUILT)) for p in BUILT.glob("book/*.html"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HEAVIEST = 2 * 2**20  # bytes of a page and its pictures; the theme's scripts and fonts, and MathJax, are the same for all
 THEME = ("THEBE_JS_URL", "Got invalid theme mode")  # what the theme's own scripts complain of
 
 pytestmark = [
     pytest.mark.pages,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"),
     pytest.mark.skipif(not PAGES, reason="needs a built book: make book"),
 ]
 
@@ -35,15 +32,6 @@ def address() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("page_name", PAGES)

@@ -12,6 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from tinyhall._check import TinyhallError
 from tinyhall.quality import coverage, fid, imbalance
 
+LABELS = torch.tensor([0, 1, 2, 3])
+
 
 def points(n: int, d: int = 6, seed: int = 0) -> torch.Tensor:
     g = seeded(seed)
@@ -80,6 +82,13 @@ def test_coverage_of_known_cases() -> None:
     assert half.coverage == pytest.approx(0.5, abs=0.05)
 
 
+def test_coverage_where_samples_repeat() -> None:
+    """A collapsed set: balls of radius 0, on which rounding must not decide."""
+    real, few = points(300), points(300)[:30].repeat(10, 1)
+    for a, b in ((real, few), (few, real), (real, real[:1].repeat(300, 1))):
+        np.testing.assert_allclose(coverage(a, b), brute(a.double().numpy(), b.double().numpy(), 5), rtol=1e-9)
+
+
 def test_imbalance() -> None:
     a = torch.tensor([0, 0, 1, 1])
     assert imbalance(a, a) == 0
@@ -94,6 +103,11 @@ def test_imbalance() -> None:
         (lambda: fid(points(1), points(5)), ("a", "n >= 2")),
         (lambda: coverage(points(5), points(9)), ("k", "less than 5")),
         (lambda: coverage(points(9), points(9), k=0), ("k", "at least 1")),
+        (lambda: fid(points(9), points(9) * torch.nan), ("b", "finite", "54")),
+        (lambda: coverage(points(9) * torch.inf, points(9)), ("a", "finite", "54")),
+        (lambda: imbalance(LABELS[:0], LABELS), ("labels", "at least one")),
+        (lambda: imbalance(LABELS, LABELS + 7), ("expected", "0..9")),
+        (lambda: imbalance(LABELS - 1, LABELS), ("labels", "0..9")),
     ],
 )
 def test_errors(call, parts: tuple[str, ...], unchecked: None) -> None:

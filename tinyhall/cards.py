@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -29,7 +30,7 @@ def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(ABC):
     """What every experiment says: how a model is trained, and how much is drawn from it."""
 
     name: str
@@ -59,16 +60,17 @@ class Card:
             raise _check.TinyhallError(f"scale: expected the paper's card, got one at {self.scale}")
         return dataclasses.replace(self, scale=scale, **self._smaller(scale))
 
+    @abstractmethod
     def _smaller(self, scale: str) -> dict[str, Any]:
         """The fields in which "smoke" or "laptop" differs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def data(self) -> Dataset:
-        raise NotImplementedError
+        """What is learned."""
 
+    @abstractmethod
     def net(self, seed: int, purpose: str = "weights") -> MLP | UNet:
         """The network as a run of that seed starts with it."""
-        raise NotImplementedError
 
     def schedule(self) -> Schedule:
         return Schedule.linear(self.beta_start, self.beta_end, self.timesteps)
@@ -127,7 +129,7 @@ class GaussianCard(Card):
 class ImageCard(Card):
     """A U-Net's model of images. The weights kept are their moving average.
 
-    The paper does not say how its networks for images were trained. At "paper" this is a U-Net of ADM's proportions (30 M
+    The paper does not say how its networks for images were trained. At "paper" this is a U-Net of ADM's proportions (18 M
     parameters), for a GPU; the laptop's is small and works on 32 x 32 pixels.
     """
 
@@ -154,8 +156,8 @@ class ImageCard(Card):
             return small | tiny | {"n": min(self.n, 200)}
         return small | {"steps": 20_000, "batch_size": 32, "lr": 1.5e-3, "samples": 2_000, "respace": 100}
 
-    def data(self) -> SimpleShapes | MNIST:
-        raise NotImplementedError
+    @abstractmethod
+    def data(self) -> SimpleShapes | MNIST: ...
 
     def net(self, seed: int, purpose: str = "weights") -> UNet:
         channels = self.data().shape[0]

@@ -23,7 +23,7 @@ from .cards import Card, Dataset, DigitsCard, GaussianCard, Generations, ImageCa
 from .datasets import INTERPOLATED, MNIST, GaussianMixture, Judgement, SimpleShapes
 from .density import law
 from .filtering import Filter
-from .images import DENOISED, ImageDraw, quantised, tally
+from .images import DENOISED, ImageDraw, parts_bar, quantised, tally
 from .metrics import TrajectoryVariance, denoising_error
 from .nets import MLP, Tabulated, UNet
 from .quality import coverage, fid
@@ -254,7 +254,6 @@ def _reproduce_images(
     place, known = _device.pick(device), samplers_of(card)
     data, schedule, out = card.data(), card.schedule(), folder(root, card, seed)
     net, stages = _train(card, seed, runs, device, progress, STAGES)
-    began = time.perf_counter()
     metrics: dict[str, Any] = {"by_step": []}
     for stage, run in enumerate(stages, 1):
         # A stage's draw is kept, so that a run that is resumed does not repeat it.
@@ -267,6 +266,7 @@ def _reproduce_images(
             write_json(kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})
         metrics["by_step"].append(read_json(kept))
     metrics["losses"] = run.losses
+    began = time.perf_counter()
     net.eval()
     weights = {k: v.half() for k, v in net.state_dict().items()}
     write_tensors(out / "model.safetensors", weights, {"card": card.hash})
@@ -282,7 +282,7 @@ def _reproduce_images(
             tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
         write_tensors(out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
     write_json(out / "metrics.json", metrics)
-    seconds = {"train_seconds": round(run.seconds, 1), "sample_seconds": round(time.perf_counter() - began - run.seconds, 1)}
+    seconds = {"train_seconds": round(run.seconds, 1), "sample_seconds": round(time.perf_counter() - began, 1)}
     return _finish(card, seed, root, place, seconds)
 
 
@@ -545,7 +545,7 @@ class Draw:
         windows = tuple(w for w in WINDOWS if sum(w[0] <= t < w[1] for t in visited) >= 2)
         parts, traced, at = [], [], 0
         bad_budget, good_budget = 300, 300
-        for i, low in enumerate(_bar(range(0, n, _PART), progress)):
+        for i, low in enumerate(parts_bar(range(0, n, _PART), progress)):
             size = min(_PART, n - low)
             meters = [TrajectoryVariance(w) for w in windows]
             recent: list[Tensor] = []
@@ -606,12 +606,6 @@ class Draw:
             kept["edges"] = edges
             kept["counts"] = torch.histc(self.x[:, 0], 600, float(edges[0]), float(edges[-1])).long()
         return kept
-
-
-def _bar(items: Sequence[int], show: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc="drawing", unit="part", disable=not show, leave=False)
 
 
 def describe_device(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """Figures that answer: in a page without a kernel, and in a live notebook with the reader's own samples.
 
-Each is one module of JavaScript in `js/`, hosted twice: by anywidget where a kernel is at hand, and inlined with its data where
-there is only a page.
+Each is one module of JavaScript in `js/`, with `common.js` before it, hosted twice: by anywidget where a kernel is at hand, and
+inlined with its data where there is only a page.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from . import _check, stats
 from ._typing import Bool, Float, Tensor
 from .images import quantised
 
+_MODULES = Path(__file__).parent / "js"
 _STYLE = """
 .th-explorer { display: grid; gap: 0.6em; max-width: 46em; }
 .th-row { display: flex; flex-wrap: wrap; gap: 0.8em; align-items: flex-start; }
@@ -61,7 +62,7 @@ class Explorer:
     """
 
     def __init__(self, module: str, data: dict[str, Any], still: str) -> None:
-        self.source = (Path(__file__).parent / "js" / f"{module}.js").read_text()
+        self.source = "\n".join((_MODULES / f"{name}.js").read_text() for name in ("common", module))
         self.data, self.still = data, still
 
     @property

@@ -94,7 +94,7 @@ class ImageDraw:
         verdicts: list[Any] = []
         traced: list[tuple[Tensor, Tensor]] = []
         budget = {True: _TRACES, False: _TRACES}
-        for i, low in enumerate(_bar(range(0, n, _PART), progress)):
+        for i, low in enumerate(parts_bar(range(0, n, _PART), progress)):
             size = min(_PART, n - low)
             # Sums over each stretch between two edges; any window is some of these put together.
             stretches = [TrajectoryVariance(pair) for pair in pairwise(edges)]
@@ -156,7 +156,8 @@ class ImageDraw:
         }
 
 
-def _bar(items: Sequence[int], show: bool) -> Any:
+def parts_bar(items: Sequence[int], show: bool) -> Any:
+    """A progress bar over the parts of a draw."""
     from tqdm.auto import tqdm
 
     return tqdm(items, desc="drawing", unit="part", disable=not show, leave=False)

@@ -18,6 +18,9 @@ def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
         |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
     It grows as the sets get smaller: compare at equal n, and with the distance of real against real beside it.
+
+    Raises:
+        TinyhallError: a value that is not finite, or features of two kinds.
     """
     x, y = _features(a, b)
     mean = (x.mean(0) - y.mean(0)).square().sum()
@@ -43,7 +46,7 @@ def coverage(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int = 5)
     all that is real is generated.
 
     Raises:
-        TinyhallError: k of at least the size of either set, or features of two kinds.
+        TinyhallError: k of at least the size of either set, a value that is not finite, or features of two kinds.
     """
     x, y = _features(real, fake)
     if _check.positive_int("k", k) >= min(len(x), len(y)):
@@ -70,7 +73,14 @@ def _reach(x: Tensor, k: int) -> Tensor:
 
 
 def imbalance(labels: Int[Tensor, " n"], expected: Int[Tensor, " m"], classes: int = 10) -> float:
-    """Total variation of two sets' shares of the classes: 0 for equal shares, 1 where no class is in both."""
+    """Total variation of two sets' shares of the classes: 0 for equal shares, 1 where no class is in both.
+
+    Raises:
+        TinyhallError: no labels, or one that is not of 0..classes - 1.
+    """
+    for name, value in (("labels", labels), ("expected", expected)):
+        if len(value) == 0 or int(value.min()) < 0 or int(value.max()) >= classes:
+            raise _check.fail(name, value, f"at least one label, each of 0..{classes - 1}")
     shares = [torch.bincount(each, minlength=classes).double() / len(each) for each in (labels, expected)]
     return 0.5 * float((shares[0] - shares[1]).abs().sum())
 
@@ -79,6 +89,8 @@ def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     for name, value in (("a", a), ("b", b)):
         if value.ndim != 2 or len(value) < 2:
             raise _check.fail(name, value, "shape [n, d], n >= 2")
+        if bad := int((~torch.isfinite(value)).sum()):
+            raise _check.TinyhallError(f"{name}: expected finite values, got {bad} that are not")
     if a.shape[1] != b.shape[1]:
         raise _check.fail("b", b, f"shape [m, {a.shape[1]}], as many features as a")
     return a.double().cpu(), b.double().cpu()

@@ -1,16 +1,6 @@
 // Ride the reverse process of points on a line: a slider and a button for time, a trace of the sample that is picked.
 // data: { t, x, x0, bad, grid, exact, learned, modes, low, high } as `tinyhall.explore.ride` writes it; t falls.
 
-const SVG = "http://www.w3.org/2000/svg";
-
-function make(tag, attributes = {}, parent = null, text = "") {
-  const node = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (text) node.textContent = text;
-  if (parent) parent.append(node);
-  return node;
-}
-
 // A panel with axes: `at(x, y)` gives the place of a value, which is kept inside.
 function panel(box, { title, width, height, x, y, xlabel, ylabel }) {
   const left = ylabel ? 34 : 8, bottom = 30, top = 8;

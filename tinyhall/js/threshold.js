@@ -1,16 +1,6 @@
 // A threshold on a score, moved by hand: what it removes, what it keeps, and what goes.
 // data: { scores, bad, names, label, start, thumbs, sprite, columns, cell } as `tinyhall.explore.threshold` writes it.
 
-const SVG = "http://www.w3.org/2000/svg";
-
-function make(tag, attributes = {}, parent = null, text = "") {
-  const node = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (text) node.textContent = text;
-  if (parent) parent.append(node);
-  return node;
-}
-
 const percent = (k, n) => (n ? `${((100 * k) / n).toFixed(1)}%` : "-");
 
 function histogram(box, data, bins, low, high) {
