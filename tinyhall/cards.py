@@ -14,12 +14,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from . import _check
-from .datasets import MNIST, GaussianMixture, SimpleShapes
+from .datasets import MNIST, GaussianMixture, HandPhotos, Hands, SimpleShapes
 from .nets import MLP, UNet
 from .schedule import Schedule
 
 C = TypeVar("C", bound="Card")
-Dataset = GaussianMixture | SimpleShapes | MNIST
+Dataset = GaussianMixture | SimpleShapes | Hands | HandPhotos | MNIST
 SCALES = ("smoke", "laptop", "paper")
 
 
@@ -157,7 +157,7 @@ class ImageCard(Card):
         return small | {"steps": 20_000, "batch_size": 32, "lr": 1.5e-3, "samples": 2_000, "respace": 100}
 
     @abstractmethod
-    def data(self) -> SimpleShapes | MNIST: ...
+    def data(self) -> SimpleShapes | Hands | HandPhotos | MNIST: ...
 
     def net(self, seed: int, purpose: str = "weights") -> UNet:
         channels = self.data().shape[0]
@@ -170,6 +170,29 @@ class ShapesCard(ImageCard):
 
     def data(self) -> SimpleShapes:
         return SimpleShapes(size=self.size)
+
+
+@dataclass(frozen=True)
+class HandsCard(ImageCard):
+    """A model of drawn hands. At "paper" 128 x 128 pixels, for a GPU; the laptop's has 64 x 64, in patches of 4 x 4, and takes
+    an hour and a half on one core."""
+
+    size: int = 128
+
+    def _smaller(self, scale: str) -> dict[str, Any]:
+        wide = {"size": 64, "widths": (64, 64, 96), "stem": 4, "steps": 15_000, "lr": 1e-3, "samples": 1_000}
+        return super()._smaller(scale) | (wide if scale == "laptop" else {})
+
+    def data(self) -> Hands | HandPhotos:
+        return Hands(self.size)
+
+
+@dataclass(frozen=True)
+class HandPhotosCard(HandsCard):
+    """The same model of the photographs of 11k Hands, which lie where TINYHALL_HANDS says, or else in `11k-hands`."""
+
+    def data(self) -> HandPhotos:
+        return HandPhotos(os.environ.get("TINYHALL_HANDS", "11k-hands"), self.size)
 
 
 @dataclass(frozen=True)
@@ -305,6 +328,8 @@ CARDS: dict[str, Card] = {
         _shapes("shapes-n500", n=500),
         _shapes("shapes-n2000", n=2_000),
         _shapes("shapes-n20000", n=20_000),
+        HandsCard("hands", window=(0, 100)),
+        HandPhotosCard("hand-photos", window=(0, 100)),
         ShapesRecursionCard("shapes-recursion", n=5_000, draw=5_125, samples=0, window=(0, 200)),
         DigitsCard("mnist"),
         _recursion("recursion"),

@@ -12,6 +12,7 @@ import torch
 
 from . import _check
 from ._typing import Bool, Float, Int, Tensor
+from .hands import HandPhotos as HandPhotos
 from .hands import Hands as Hands
 from .mnist import MNIST as MNIST
 from .schedule import Schedule

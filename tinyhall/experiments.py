@@ -316,6 +316,7 @@ def _reproduce_recursion(
         (real, label), guidance = data.draw(card.n, generator), card.guidance
         describe, floor = _of_digits(data, min(card.n, 10_000))
     else:
+        assert isinstance(data, SimpleShapes)
         real = data.sample(card.n, generator)
         describe, floor = functools.partial(_of_images, data), {}
 

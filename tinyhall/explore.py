@@ -43,6 +43,10 @@ _STYLE = """
 .th-tile { image-rendering: pixelated; border: 2px solid #009E73; box-sizing: content-box; }
 .th-is-bad { border-color: #D55E00; border-style: dashed; }
 .th-removed { opacity: 0.22; }
+.th-large { border-color: currentColor; }
+.th-button { min-height: 2.4em; padding: 0 0.8em; font: inherit; color: inherit; background: none; border: 1px solid; }
+.th-labelled { padding: 0; border-color: transparent; color: #fff; font-weight: bold; text-shadow: 0 0 3px #000; }
+.th-now { border-color: #0072B2; }
 .th-mode { stroke: currentColor; stroke-opacity: 0.25; }
 .th-pick { cursor: pointer; fill-opacity: 0.75; }
 .th-picked { stroke: currentColor; stroke-width: 2; fill-opacity: 1; }
@@ -59,11 +63,12 @@ class Explorer:
         module: the file's name without `.js`.
         data: what it draws, as JSON.
         still: the sentence that stands there without JavaScript and in print.
+        state: those of the data that the figure changes, and a kernel hears of.
     """
 
-    def __init__(self, module: str, data: dict[str, Any], still: str) -> None:
+    def __init__(self, module: str, data: dict[str, Any], still: str, state: Sequence[str] = ()) -> None:
         self.source = "\n".join((_MODULES / f"{name}.js").read_text() for name in ("common", module))
-        self.data, self.still = data, still
+        self.data, self.still, self.state = data, still, tuple(state)
 
     @property
     def html(self) -> str:
@@ -72,7 +77,8 @@ class Explorer:
         data = json.dumps(self.data, sort_keys=True, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
         place = "th-" + hashlib.sha256((self.source + data).encode()).hexdigest()[:10]
         script = self.source.replace("export default {", "const widget = {")
-        model = "{ get: () => data, set() {}, on() {}, save_changes() {} }"  # what anywidget would hand over
+        # What anywidget would hand over.
+        model = '{ get: (name) => name === "data" ? data : data[name], set() {}, on() {}, save_changes() {} }'
         host = (
             f'const data = JSON.parse(document.getElementById("{place}-data").textContent);\n'
             f'widget.render({{ model: {model}, el: document.getElementById("{place}") }});'
@@ -101,7 +107,9 @@ class Explorer:
             _css = _STYLE
             data = traitlets.Dict().tag(sync=True)
 
-        return Widget(data=self.data)
+        widget = Widget(data=self.data)
+        widget.add_traits(**{name: traitlets.Any(self.data[name]).tag(sync=True) for name in self.state})
+        return widget
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         bundle: dict[str, Any] = {"text/plain": self.still, "text/html": self.html}
@@ -151,7 +159,7 @@ def threshold(
         # Evenly spaced over the ranks, so that the row of pictures is a row of scores.
         order = sorted(range(len(logs)), key=logs.__getitem__)
         rows = [order[round(i * (len(order) - 1) / max(thumbs - 1, 1))] for i in range(min(thumbs, len(order)))]
-        data |= {"thumbs": rows, **_sprite(images[rows])}
+        data |= {"thumbs": rows, **sprite(images[rows])}
     removed = sum(v >= first for v in of_bad)
     kept = sum(v < first for v, b in zip(logs, bad.tolist(), strict=True) if not b)
     good = len(logs) - len(of_bad)
@@ -214,8 +222,8 @@ def ride(
     return Explorer("ride", data, still)
 
 
-def _sprite(images: Tensor, columns: int = 12) -> dict[str, Any]:
-    """Images on one sheet, as a PNG in a data URL."""
+def sprite(images: Float[Tensor, "n channels size size"], columns: int = 12) -> dict[str, Any]:
+    """Images on one sheet, as a PNG in a data URL under `sprite`, with its number of `columns` and the size of a `cell`."""
     from PIL import Image
 
     n, channels, height, width = images.shape

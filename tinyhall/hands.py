@@ -1,15 +1,21 @@
-"""Hands that can be counted: drawn from a few dozen numbers each, always with five fingers unless asked for others."""
+"""Hands that can be counted: drawn from a few dozen numbers each, always with five fingers unless asked for others. And the
+photographs of 11k Hands, where a reader has them."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from . import _check
-from ._typing import Bool, Float, Int, Tensor
+from ._typing import Bool, Float, Int, Tensor, UInt8
+from .artifacts import read_tensors, write_tensors
 
 IN_SUPPORT, WRONG_COUNT, MERGED, DETACHED, UNCLEAR = range(5)
 KINDS = ("in support", "wrong count", "merged", "detached", "unclear")
@@ -17,6 +23,7 @@ KINDS = ("in support", "wrong count", "merged", "detached", "unclear")
 _CHUNK = 256  # hands at a time: their distances to two dozen shapes take 100 MB at 64 pixels
 _FRAME = 2.0  # the picture's height in the units of the hand, whose middle finger is 0.6 long
 _TONES = ((0.35, 0.22, 0.16), (0.55, 0.36, 0.26), (0.76, 0.55, 0.42), (0.88, 0.69, 0.56), (0.93, 0.76, 0.64))
+_LEVELS = (0.14, 0.22, 0.4, 0.6)  # heights above the palm, in its radius, at which the fingers are looked at
 _LENGTHS = (0.50, 0.60, 0.56, 0.42)  # of the long fingers, index to little
 
 
@@ -69,11 +76,11 @@ class Hands:
         """n hands, float32 in -1..1, on the generator's device; with `fingers` of them, the thumb included.
 
         Raises:
-            TinyhallError: fewer than 2 or more than 8 fingers.
+            TinyhallError: fewer than 2 or more than 7 fingers: more could not be told apart.
         """
         _check.positive_int("n", n)
-        if isinstance(fingers, bool) or not isinstance(fingers, int) or not 2 <= fingers <= 8:
-            raise _check.fail("fingers", fingers, "a whole number from 2 to 8")
+        if isinstance(fingers, bool) or not isinstance(fingers, int) or not 2 <= fingers <= 7:
+            raise _check.fail("fingers", fingers, "a whole number from 2 to 7")
         cuts = [min(_CHUNK, n - low) for low in range(0, n, _CHUNK)]
         return torch.cat([self._draw(_Random(k, generator), fingers - 1) for k in cuts])
 
@@ -110,27 +117,169 @@ class Hands:
 
         - UNCLEAR: no hand, or more than one, or an outline so rough that it has a dozen ends.
         - DETACHED: a piece of at least a third of a finger's size, apart from the hand.
-        - MERGED: a finger at least 1.75 times as wide as the median one.
+        - MERGED: a finger at least 1.75 times as wide as the median one, or a web of half the palm's radius squared.
         - WRONG_COUNT: not five fingers.
         """
-        _check.floats("x", x, ndim=4, finite=False)
-        if tuple(x.shape[1:]) != self.shape:
-            raise _check.fail("x", x, f"shape [n, 3, {self.size}, {self.size}]")
-        seen = [_look(image) for image in x.detach().cpu()]
-        kind = [_kind(look) for look in seen]
-        return HandJudgement(torch.tensor(kind), torch.tensor([look["fingers"] for look in seen]))
+        return _judge(x, self.shape)
 
     def in_support(self, x: Float[Tensor, "n 3 size size"]) -> Bool[Tensor, " n"]:
         """True for a hand with five fingers, none merged, none detached."""
         return self.judge(x).kind == IN_SUPPORT
 
 
+@dataclass(frozen=True)
+class HandPhotos:
+    """The photographs of 11k Hands (Afifi, "11K Hands", 2019), as their users have them: 11,076 JPEGs and `HandInfo.csv`.
+
+    They are read once, cut to the square in their middle, and kept, made small, in one file.
+
+    Args:
+        folder: holds `HandInfo.csv`, and the photographs beside it or under `Hands/`.
+        size: height and width in pixels that the photographs are made.
+        aspect: "dorsal" or "palmar"; None for both.
+        side: "left" or "right"; None for both.
+        accessories: whether hands with rings and the like are taken, too.
+        cache: a folder for the small copy; None for `folder`.
+
+    Raises:
+        TinyhallError: an argument that is none of these; on first use, a folder without the data, and photographs of which
+            none is left or can be read.
+    """
+
+    folder: str | Path
+    size: int = 64
+    aspect: str | None = None
+    side: str | None = None
+    accessories: bool = False
+    cache: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if _check.positive_int("size", self.size) < 32:
+            raise _check.fail("size", self.size, "at least 32")
+        for name, value, known in (("aspect", self.aspect, ("dorsal", "palmar")), ("side", self.side, ("left", "right"))):
+            if value is not None and value not in known:
+                raise _check.fail(name, value, f"{known[0]}, {known[1]} or None")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, `(3, size, size)`."""
+        return (3, self.size, self.size)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of `judge`'s kinds."""
+        return KINDS
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The file names of the photographs that the arguments ask for, in the order of the table."""
+        table = Path(self.folder) / "HandInfo.csv"
+        if not table.is_file():
+            raise _check.TinyhallError(
+                f"folder: expected HandInfo.csv and the photographs of 11k Hands, got no such file in {self.folder}; the data "
+                "are free for research from their author: https://sites.google.com/view/11khands"
+            )
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+        missing = {"imageName", "aspectOfHand", "accessories"} - set(rows[0] if rows else ())
+        if missing:
+            raise _check.TinyhallError(f"folder: expected a column {', '.join(sorted(missing))} in {table}, got none")
+        asked = [word for word in (self.aspect, self.side) if word]
+        names = [
+            row["imageName"]
+            for row in rows
+            if all(word in row["aspectOfHand"].split() for word in asked)
+            and (self.accessories or row["accessories"].strip() == "0")
+        ]
+        if not names:
+            raise _check.TinyhallError(
+                f"folder: expected photographs of the kind asked for, got none of {len(rows)} in {table}"
+            )
+        for name in names:
+            if Path(name).name != name:
+                raise _check.TinyhallError(f"folder: expected file names under imageName, got {name!r} in {table}")
+        return names
+
+    @cached_property
+    def _bytes(self) -> tuple[Tensor, int]:
+        """The photographs, uint8 `[n, 3, size, size]`, and how many could not be read."""
+        digest = hashlib.sha256("\n".join([str(self.size), *self.names]).encode()).hexdigest()[:12]
+        kept = Path(self.cache or self.folder) / f"hands-{self.size}-{digest}.safetensors"
+        if kept.is_file():
+            tensors, note = read_tensors(kept)
+            return tensors["x"], int(note["skipped"])
+        places = [Path(self.folder), Path(self.folder) / "Hands"]
+        found = (next((p / name for p in places if (p / name).is_file()), None) for name in self.names)
+        pictures = [_photograph(path, self.size) for path in found if path is not None]
+        good = [picture for picture in pictures if picture is not None]
+        if not good:
+            raise _check.TinyhallError(
+                f"folder: expected photographs, got none of {len(self.names)} that can be read in {self.folder}"
+            )
+        x, skipped = torch.stack(good), len(self.names) - len(good)
+        write_tensors(kept, {"x": x}, {"skipped": str(skipped)})
+        return x, skipped
+
+    @property
+    def skipped(self) -> int:
+        """How many of the photographs asked for are missing or damaged, and left out."""
+        return self._bytes[1]
+
+    def __len__(self) -> int:
+        return len(self._bytes[0])
+
+    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 3 size size"]:
+        """n photographs, float32 in -1..1, none twice.
+
+        Raises:
+            TinyhallError: more than there are.
+        """
+        if _check.positive_int("n", n) > len(self):
+            raise _check.fail("n", n, f"at most {len(self)}, the number of photographs")
+        rows = torch.randperm(len(self), generator=generator, device=generator.device)[:n].cpu()
+        return self._bytes[0][rows].float() / 127.5 - 1
+
+    def judge(self, x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
+        """What the counter of drawn hands makes of images. It was never tried on photographs, whose fingers may lie side by
+        side: a first sorting, to be checked by eye with `tinyhall.labels`."""
+        return _judge(x, self.shape)
+
+    def in_support(self, x: Float[Tensor, "n 3 size size"]) -> Bool[Tensor, " n"]:
+        """True where `judge` finds five fingers, none merged, none detached."""
+        return self.judge(x).kind == IN_SUPPORT
+
+
+def _photograph(path: Path, size: int) -> UInt8[Tensor, "3 size size"] | None:
+    """The square in the middle of a picture, made small; None for a file that is damaged."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (4 * size, 4 * size))  # a JPEG can be opened at an eighth of its size, and sooner
+            whole = picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises over files that are none
+        return None
+    edge = min(whole.size)
+    left, top = (whole.width - edge) // 2, (whole.height - edge) // 2
+    small = whole.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge))
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+
+
+def _judge(x: Tensor, shape: tuple[int, ...]) -> HandJudgement:
+    _check.floats("x", x, ndim=4, finite=False)
+    if tuple(x.shape[1:]) != shape:
+        raise _check.fail("x", x, f"shape [n, {shape[0]}, {shape[1]}, {shape[2]}]")
+    seen = [_look(image) for image in x.detach().cpu()]
+    return HandJudgement(torch.tensor([_kind(look) for look in seen]), torch.tensor([look["fingers"] for look in seen]))
+
+
 def count_fingers(x: Float[Tensor, "n 3 size size"]) -> Int[Tensor, " n"]:
     """How many fingers stand out of each silhouette; -1 where there is no hand.
 
     The silhouette is what differs from the background, which is a plane of colour through the picture's rim. A disc half as
-    wide as the palm fits into palm and arm and into no finger: what is left where it does not fit are the fingers. Those of
-    hands with 7 are so close that they often run together.
+    wide as the palm fits into palm and arm and into no finger: what is left where it does not fit are the fingers, looked at
+    at several heights, because neighbours may touch at their roots.
     """
     return torch.tensor([_look(image)["fingers"] for image in x.detach().cpu()])
 
@@ -166,7 +315,9 @@ def _bones(u: _Random, long: int) -> tuple[list[Any], list[Any]]:
         angle = (0.5 - share) * 2 * spread + u(-0.03, 0.03)  # to the thumb's side first
         base = point((0.5 - share) * row * wide, 0.02 + 0.05 * math.sin(math.pi * share))
         _finger(u, parts, tips, base, angle, length, thick * u(0.95, 1.05))
-    _finger(u, parts, tips, point(0.20 * wide, -0.30), u(0.80, 1.05), u(0.42, 0.50) * stretch, thick * u(1.05, 1.2))
+    _finger(
+        u, parts, tips, point(0.20 * wide, -0.30), u(0.80, 1.05) + 0.14 * more, u(0.42, 0.50) * stretch, thick * u(1.05, 1.2)
+    )
     return parts, tips
 
 
@@ -213,7 +364,7 @@ def _look(image: Tensor) -> dict[str, Any]:
     import numpy as np
     from scipy import ndimage
 
-    nothing = {"fingers": -1, "widths": [], "tips": [], "apart": 0.0, "rough": False}
+    nothing = {"fingers": -1, "widths": [], "tips": [], "apart": 0.0, "rough": False, "web": 0.0}
     pixels = image.numpy().astype(np.float64)
     if not np.isfinite(pixels).all():
         return nothing
@@ -235,25 +386,55 @@ def _look(image: Tensor) -> dict[str, Any]:
     palm = float(depth.max())
     if palm < 0.07 * size or areas.max() > 0.8 * size**2:
         return nothing
-    # Opened by a disc of about half the palm's radius: eroded, then dilated, both by distance.
-    core = (ndimage.distance_transform_edt(deep <= 0.55 * palm) <= 0.55 * palm + 0.75)[inside]
-    # Neighbours may touch at their roots: look a little above those.
-    rest, ends = ndimage.label(hand & (ndimage.distance_transform_edt(~core) > 0.22 * palm), np.ones((3, 3)))
+
+    def opened(radius: float) -> Any:  # by a disc: eroded, then dilated, both by distance
+        return (ndimage.distance_transform_edt(deep <= radius) <= radius + 0.75)[inside]
+
+    core = opened(0.55 * palm)
     centre = np.array(np.unravel_index(int(np.argmax(depth)), depth.shape))
-    widths, tips = [], []
+    above = ndimage.distance_transform_edt(~core) / palm
+    rest, ends = ndimage.label(hand & (above > _LEVELS[0]), np.ones((3, 3)))
+    fingers: list[tuple[Any, Any]] = []
     for k in range(1, ends + 1):
-        rows, columns = np.nonzero(rest == k)
+        # Neighbours may touch at their roots: what parts higher up counts as its parts.
+        looks = [_fingers((rest == k) & (above > level), centre, palm) for level in _LEVELS]
+        most = max(looks, key=len)
+        fingers += most
+    tips, widths = [tip for tip, _ in fingers], [width for _, width in fingers]
+    # Where fingers have run together, a disc fits that fits into none of them, and a larger one does not.
+    webs, count = ndimage.label(hand & core & ~opened(0.7 * palm), np.ones((3, 3)))
+    forward = np.mean(tips, 0)[::-1] - centre if tips else np.zeros(2)
+    web = max((_ahead(webs == k, centre, forward) for k in range(1, count + 1)), default=0) / palm**2
+    others = np.sort(areas)[:-1]
+    return {
+        "fingers": len(tips), "widths": widths, "tips": tips, "apart": float(others[-1] / palm**2) if len(others) else 0.0,
+        "rough": ends > 12, "web": web,
+    }  # fmt: skip
+
+
+def _fingers(mask: Any, centre: Any, palm: float) -> list[tuple[list[float], float]]:
+    """Tip and width of each piece of the mask that reaches out like a finger."""
+    import numpy as np
+    from scipy import ndimage
+
+    pieces, count = ndimage.label(mask, np.ones((3, 3)))
+    found = []
+    for k in range(1, count + 1):
+        rows, columns = np.nonzero(pieces == k)
         reach = np.hypot(rows - centre[0], columns - centre[1])
         if reach.max() < 1.3 * palm or len(rows) < 0.05 * palm**2 or np.ptp(reach) < 0.2 * palm:
             continue
         tip = int(np.argmax(reach))
-        tips.append([float(columns[tip]), float(rows[tip])])
-        widths.append(len(rows) / max(float(np.ptp(reach)), 1.0))
-    others = np.sort(areas)[:-1]
-    return {
-        "fingers": len(tips), "widths": widths, "tips": tips, "apart": float(others[-1] / palm**2) if len(others) else 0.0,
-        "rough": ends > 12,
-    }  # fmt: skip
+        found.append(([float(columns[tip]), float(rows[tip])], len(rows) / max(float(np.ptp(reach)), 1.0)))
+    return found
+
+
+def _ahead(mask: Any, centre: Any, forward: Any) -> int:
+    """The mask's area where it lies on the fingers' side of the palm, 0 elsewhere: the arm is no web."""
+    import numpy as np
+
+    away = np.argwhere(mask).mean(0) - centre
+    return int(mask.sum()) if away @ forward > 0.3 * np.linalg.norm(away) * np.linalg.norm(forward) else 0
 
 
 def _background(pixels: Any) -> Any:
@@ -282,6 +463,8 @@ def _kind(look: dict[str, Any]) -> int:
     if look["apart"] > 0.25:
         return DETACHED
     widths = sorted(look["widths"])
+    if look["web"] > 0.5:
+        return MERGED
     if len(widths) > 1 and widths[-1] > 1.75 * widths[len(widths) // 2 - (len(widths) % 2 == 0)]:
         return MERGED
     return IN_SUPPORT if look["fingers"] == 5 else WRONG_COUNT
