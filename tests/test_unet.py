@@ -356,3 +356,25 @@ torch.testing.assert_close(run(True), run(False), rtol=1e-2, atol=1e-3)
 """
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_with_a_schedule_the_last_layer_predicts_v() -> None:
+    """Salimans and Ho 2022: where the layer says v exactly, the network says eps exactly, at every t."""
+    schedule = th.Schedule.linear(1e-4, 0.04, 500)
+    arguments = {"channels": 1, "size": 16, "widths": (8, 8), "blocks": 1, "stem": 2}
+    plain = UNet(**arguments, generator=seeded())
+    net = UNet(**arguments, schedule=schedule, generator=seeded())
+    assert net.state_dict().keys() == plain.state_dict().keys()  # the schedule is not among the weights
+    g = seeded(1)
+    x0, eps, t = (
+        torch.randn(6, 1, 16, 16, generator=g),
+        torch.randn(6, 1, 16, 16, generator=g),
+        torch.tensor([0, 1, 50, 250, 400, 499]),
+    )
+    x = schedule.q_sample(x0, t, eps)
+    a = schedule.alpha_bar.float()[t][:, None, None, None]
+    net.trunk = lambda x, condition: a.sqrt() * eps - (1 - a).sqrt() * x0  # type: ignore[method-assign]
+    torch.testing.assert_close(net(x, t), eps, rtol=0, atol=2e-5)
+    # An untrained one says v = 0: no more than what the noisy image itself tells.
+    untrained = UNet(**arguments, schedule=schedule, generator=seeded())
+    torch.testing.assert_close(untrained(x, t), (1 - a).sqrt() * x)

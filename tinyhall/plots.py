@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -247,9 +247,14 @@ def fates(t: np.ndarray, chance: dict[str, np.ndarray], *, floor: float | None =
 
 
 def gallery(
-    rows: dict[str, np.ndarray] | Sequence[tuple[str, np.ndarray]], *, columns: Sequence[str] = (), cell: float = 0.8
+    rows: dict[str, np.ndarray] | Sequence[tuple[str, np.ndarray]],
+    *,
+    columns: Sequence[str] = (),
+    cell: float = 0.8,
+    mark: Callable[[Any], Any] | None = None,
 ) -> Figure:
-    """Images `[n, channels, height, width]` in -1..1, a row for each name, in order; `columns` are titles above them."""
+    """Images `[n, channels, height, width]` in -1..1, a row for each name, in order; `columns` are titles above them. `mark`
+    gives points `[k, 2]` of an image, x and y in pixels, that are marked in it."""
     named = list(rows.items()) if isinstance(rows, dict) else list(rows)
     wide = max(len(images) for _, images in named)
     longest = max(len(name) for name, _ in named)
@@ -260,6 +265,8 @@ def gallery(
         for ax, image in zip(line, images, strict=False):
             picture = np.moveaxis((np.clip(np.asarray(image), -1, 1) + 1) / 2, 0, -1)
             ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if mark is not None:
+                ax.plot(*np.asarray(mark(image)).T, "o", mfc="none", mec=DATA, ms=5, mew=1.4)
         for ax in line:
             ax.set(xticks=[], yticks=[])
         for ax in line[len(images) :]:

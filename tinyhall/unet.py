@@ -12,6 +12,7 @@ from torch import nn
 from . import _check
 from ._typing import Float, Int, Tensor
 from .nets import sinusoidal
+from .schedule import Schedule
 
 
 def norm(width: int) -> nn.GroupNorm:
@@ -83,6 +84,9 @@ class UNet(nn.Module):
         attention: resolutions, counted after the stem, at which attention follows each block; None for the lowest alone.
         stem: side of the patches; 1 for none.
         classes: labels are 0 to classes - 1, or -1 for "no class"; None for a network without labels.
+        schedule: with one, what the last layer gives is v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho
+            2022), and the noise follows from it. At large t the noise is nearly x: with patches, a network without this has
+            to carry it through all its layers, and learns little else.
         generator: draws the initial weights; without it, a fresh one seeded with 0, so that the global state stays untouched.
 
     Raises:
@@ -98,6 +102,7 @@ class UNet(nn.Module):
         attention: Sequence[int] | None = None,
         stem: int = 2,
         classes: int | None = None,
+        schedule: Schedule | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -113,6 +118,9 @@ class UNet(nn.Module):
         if not set(attention) <= set(sizes):
             raise _check.fail("attention", attention, f"some of the levels' resolutions {sizes}")
         self.shape, self.stem = (channels, size, size), stem
+        self.alpha_bar: Tensor | None
+        # Not among the weights: whoever builds the network knows its schedule.
+        self.register_buffer("alpha_bar", None if schedule is None else schedule.alpha_bar.float(), persistent=False)
         first, condition, pixels = widths[0], 2 * widths[0], channels * stem**2
 
         def level(i: int, width_in: int) -> Level:
@@ -151,7 +159,11 @@ class UNet(nn.Module):
         Raises:
             TinyhallError: x of another shape than the network's, or labels out of range.
         """
-        return self.trunk(self._checked(x), self.condition(t, label)).float().contiguous()
+        out = self.trunk(self._checked(x), self.condition(t, label)).float().contiguous()
+        if self.alpha_bar is None:
+            return out
+        a = self.alpha_bar[t][:, None, None, None]
+        return a.sqrt() * out + (1 - a).sqrt() * x
 
     def features(
         self,
