@@ -550,3 +550,63 @@ def test_a_folder_knows_its_labels(tmp_path: Path) -> None:
     with pytest.raises(TinyhallError) as caught:
         run(tmp_path, lambda *_: OneModeEach(), label=LABELS, guidance=2.0, generations=1)
     one_line(caught.value, "guidance")
+
+
+def seen_by(folder: Path, **changes) -> list[torch.Tensor]:
+    """What each generation learned from."""
+    seen: list[torch.Tensor] = []
+
+    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
+        seen.append(data)
+        return exact(data, generation, checkpoint)
+
+    made = run(folder, learn, **changes)
+    return [*seen, *[m.samples().x for m in made]]
+
+
+def test_real_data_take_the_place_of_samples(tmp_path: Path) -> None:
+    first, second, third, drawn1, drawn2, _ = seen_by(tmp_path, arm="none", real=0.25)
+    assert torch.equal(first, DATA)
+    assert torch.equal(second, torch.cat([DATA[:20], drawn1[:60]]))
+    assert torch.equal(third, torch.cat([DATA[:20], drawn2[:60]]))
+    assert (tmp_path / "none-80-real20" / "3" / "state.json").exists()
+
+
+def test_all_that_came_before_accumulates(tmp_path: Path) -> None:
+    first, second, third, drawn1, drawn2, _ = seen_by(tmp_path, accumulate=True)
+    keep = [made.kept for made in run(tmp_path, accumulate=True)]
+    assert torch.equal(second, torch.cat([first, drawn1[keep[0]]]))
+    assert torch.equal(third, torch.cat([second, drawn2[keep[1]]]))
+    assert (len(second), len(third)) == (160, 240)
+
+
+def test_mixing_narrows_as_the_closed_form_says(tmp_path: Path) -> None:
+    """Variances mix: v becomes (1 - r) s(v)^2 + r v0, where s is the exact denoiser's width after one generation."""
+    mixture, r = GaussianMixture.line((-1.0, 1.0), std=0.1), 0.3
+    data = mixture.sample(20_000, seeded(1))
+
+    def learn(x: torch.Tensor, generation: int, checkpoint: Path):
+        return experiments.refit(mixture, x).denoiser(QUICK)
+
+    made = list(recurse(data, learn, QUICK, folder=tmp_path, arm="none", generations=3, real=r))
+    variance = mixture.std**2
+    for generation in made:
+        width = exact_std(variance**0.5, QUICK, ddpm())
+        x = generation.samples().x
+        assert float((x - x.sign()).std()) == pytest.approx(width, rel=0.03)
+        variance = (1 - r) * width**2 + r * mixture.std**2
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"real": 1.0}, ("real", "[0, 1)")),
+        ({"real": -0.1}, ("real", "[0, 1)")),
+        ({"real": 0.1, "accumulate": True}, ("real", "0 beside accumulate")),
+    ],
+)
+def test_bad_mixtures(changes: dict, parts: tuple[str, ...], tmp_path: Path, unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path, **changes)
+    one_line(caught.value, *parts)
+    assert not list(tmp_path.iterdir())

@@ -44,6 +44,7 @@ TRACE = 60  # last values of t for which an artifact keeps x0_hat
 _PART = 250_000  # samples in flight: their traces take 60 MB
 _SCATTER = 2_000  # samples of each generation that an artifact keeps
 _SHOWN = 200  # images of each generation that an artifact keeps
+_WORST = 40  # and of the highest score
 STAGES = 8  # of a training of images, at the end of each of which some are drawn
 _KEPT = 10_000  # in-support samples whose scores an artifact keeps
 
@@ -343,10 +344,14 @@ def _reproduce_recursion(
             generations=card.generations, metric=metric, sampler=sampler, label=label, guidance=guidance,
             evaluate=evaluate, seed=seed, note=f"card {card.training_hash}", progress=progress,
         ):  # fmt: skip
-            x = made.samples().x
+            drawn = made.samples()
+            x = drawn.x
             passed = stats.fraction(int((~data.in_support(x[made.kept])).sum()), card.n)
             metrics["arms"][name].append(made.metrics | {"passed_on": passed})
             kept[f"{name}.{made.number}"] = x[:_SCATTER].half() if x.ndim == 2 else quantised(x[:_SHOWN])
+            if isinstance(data, MNIST):
+                worst = next(iter(drawn.scores.values())).argsort(descending=True)[:_WORST]
+                kept[f"{name}.{made.number}.worst"] = quantised(x[worst])
     out = folder(root, card, seed)
     write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
     write_json(out / "metrics.json", metrics)

@@ -89,6 +89,8 @@ def recurse(
     sampler: Sampler = ddpm(),  # noqa: B008 (frozen)
     label: Int[Tensor, " n"] | None = None,
     guidance: float | None = None,
+    real: float = 0.0,
+    accumulate: bool = False,
     evaluate: Callable[[Samples], dict[str, Any]] | None = None,
     seed: int = 0,
     note: str = "",
@@ -96,11 +98,12 @@ def recurse(
 ) -> Iterator[Generation]:
     """Trains on data, draws, filters, trains on what is kept, and so on: yields each generation once it is on disk.
 
-    Every generation learns from as many samples as there are data. The first is the same for all arms and lies in `folder/1`,
-    the others in `folder/<arm>-<of how many it keeps>/<generation>`. Each of these holds the model's checkpoint, everything
-    drawn with its scores, and `state.json`: seed, metrics, and hashes of what it learned from, of the indices by which that
-    was kept from the generation before, and of what it drew. That is enough to check any generation from the one before.
-    What is there is not made again, and a run that was killed, also in mid-training, ends in the bits of one that was not.
+    Every generation learns from as many samples as there are data, unless they accumulate. The first is the same for all arms
+    and lies in `folder/1`, the others in `folder/<arm>-<of how many it keeps>/<generation>`, with the part that real data take
+    in the name. Each of these holds the model's checkpoint, everything drawn with its scores, and `state.json`: seed, metrics,
+    and hashes of what it learned from, of the indices by which that was kept from the generation before, and of what it drew.
+    That is enough to check any generation from the one before. What is there is not made again, and a run that was killed,
+    also in mid-training, ends in the bits of one that was not.
 
     Args:
         data: the real data, float32 `[n, *shape]`.
@@ -111,6 +114,9 @@ def recurse(
         sampler: draws the samples.
         label, guidance: classes of the data, for networks that take them; every generation is asked for the same ones in the
             same order, over again where it draws more, and the next learns each sample under the class it was asked for.
+        real: share of what each later generation learns from that is real data, the first of them, in the place of samples.
+        accumulate: each generation learns from all that came before, too: real data and every generation's samples
+            (Gerstgrasser et al. 2024).
         evaluate: says of the samples drawn what is worth keeping, as JSON.
         seed: of the drawing and the lot.
         note: anything else that a folder must agree on, such as a card's hash.
@@ -127,6 +133,8 @@ def recurse(
     draw = least if draw is None else _check.positive_int("draw", draw)
     if draw < least:
         raise _check.TinyhallError(f"draw: expected at least {least}, to keep {len(data)} and drop {drop:.2%}, got {draw}")
+    if isinstance(real, bool) or not 0 <= real < 1 or (real and accumulate):
+        raise _check.fail("real", real, "0 beside accumulate" if accumulate else "a share in [0, 1)")
     metric = metric or TrajectoryVariance((0, 10))
     metric.check(schedule)
     if isinstance(metric, TrajectoryVariance):
@@ -148,19 +156,21 @@ def recurse(
     root = Path(folder)
     _agree(root / "recursion.json", settings)
     return _generations(
-        data, learn, schedule, root, arm, drop, draw, generations, metric, sampler, label, guidance,
+        data, learn, schedule, root, arm, drop, draw, generations, metric, sampler, label, guidance, real, accumulate,
         evaluate or (lambda _: {}), seed, progress,
     )  # fmt: skip
 
 
 def _generations(
     data: Tensor, learn: Learn, schedule: Schedule, root: Path, arm: str, drop: float, draw: int, generations: int,
-    metric: Metric, sampler: Sampler, label: Tensor | None, guidance: float | None,
+    metric: Metric, sampler: Sampler, label: Tensor | None, guidance: float | None, real: float, accumulate: bool,
     evaluate: Callable[[Samples], dict[str, Any]], seed: int, progress: bool,
 ) -> Iterator[Generation]:  # fmt: skip
     keep, shape, kept = len(data), tuple(data.shape[1:]), None
     asked = None if label is None else label.cpu()[torch.arange(draw) % keep]
-    branch = root / f"{arm}-{needed(keep, drop)}"
+    share = round(real * keep)
+    branch = root / (f"{arm}-{needed(keep, drop)}" + (f"-real{share}" if share else "") + ("-accumulate" if accumulate else ""))
+    first, first_label = data, label
     for number in range(1, generations + 1):
         place = root / "1" if number == 1 else branch / str(number)
         origin = {"generation": number, "seed": seed, "learned_from": fingerprint(data), "kept": kept}
@@ -184,8 +194,12 @@ def _generations(
                 write_json(place / "state.json", state)  # last: a generation without it is not finished
         indices = select(drawn, arm, keep, drop, stream(seed, f"lot/{number}"))
         yield Generation(number, arm, place, state["metrics"], indices)
-        label = None if asked is None else asked[indices]
-        data, kept = drawn.x[indices], hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
+        kept = hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
+        # `share` real ones in the place of as many samples, or all there has been.
+        old, new = (data, indices) if accumulate else (first[:share], indices[: keep - share])
+        if label is not None and asked is not None and first_label is not None:
+            label = torch.cat([label if accumulate else first_label[:share], asked[new]])
+        data = torch.cat([old, drawn.x[new]])
 
 
 def _finished(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
