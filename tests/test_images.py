@@ -11,10 +11,11 @@ from common import ROOT, run_python, same_bits, seeded
 from tinyhall import cards, experiments, images
 from tinyhall.artifacts import read_json, read_tensors
 from tinyhall.datasets import MNIST, SimpleShapes
+from tinyhall.images import quantised
 from tinyhall.metrics import TrajectoryVariance
 from tinyhall.mnist import DigitOracle
 from tinyhall.nets import UNet
-from tinyhall.sampling import Samples, ddim, ddpm, reverse
+from tinyhall.sampling import Samples, ddim, ddpm, reverse, sample
 from tinyhall.schedule import Schedule
 
 SCHEDULE = Schedule.linear(1e-4, 0.3, 60)
@@ -220,7 +221,23 @@ def test_generations_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert told["variance-0.077"][name].shape == (1, 2)
         assert bool(torch.isfinite(told["variance-0.077"][name]).all())
     assert artifact.metrics["floor"]["fid"] < told["none"]["fid"].min()
-    assert artifact.samples("arms")["random-0.077.2"].shape[1:] == (1, 28, 28)
+    shown = artifact.samples("arms")
+    assert shown["random-0.077.2"].shape[1:] == (1, 28, 28)
+    assert shown["label"].shape == (60,)
+    # What the filter liked least, worst first; and the model of the real data can be drawn from.
+    drawn, _ = read_tensors(next((tmp_path / "r").rglob("1/samples.safetensors")))
+    score = next(v for k, v in drawn.items() if k.startswith("score."))
+    assert torch.equal(shown["none.1.worst"], quantised(drawn["x"][score.argsort(descending=True)[:40]]))
+    again = sample(
+        artifact.net,
+        card.schedule(),
+        2,
+        label=torch.tensor([3, 4]),
+        guidance=1.5,
+        sampler=ddpm("small", 10),
+        generator=seeded(),
+    )
+    assert again.x.shape == (2, 1, 28, 28)
     state = read_json(next((tmp_path / "r").rglob("recursion.json")))
     assert state["guidance"] == card.guidance
     assert state["label"].startswith("(60,)")

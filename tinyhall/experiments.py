@@ -321,7 +321,7 @@ def _reproduce_recursion(
         real = data.sample(card.n, generator)
         describe, floor = functools.partial(_of_images, data), {}
 
-    def learn(data: Tensor, generation: int, checkpoint: Path, label: Tensor | None = None) -> Net:
+    def learn(data: Tensor, generation: int, checkpoint: Path, label: Tensor | None = None) -> MLP | UNet:
         net = card.net(seed, f"weights/{generation}").to(place)
         _fit(card, net, data, cards.stream(seed, f"training/{generation}", place), checkpoint, progress, label=label)
         return net
@@ -353,6 +353,13 @@ def _reproduce_recursion(
                 worst = next(iter(drawn.scores.values())).argsort(descending=True)[:_WORST]
                 kept[f"{name}.{made.number}.worst"] = quantised(x[worst])
     out = folder(root, card, seed)
+    if isinstance(card, DigitsCard):
+        assert label is not None
+        kept["label"] = label[:_SHOWN]
+        # The model of the real data, for a chapter to draw from; its checkpoint is there, so nothing is trained again.
+        first = learn(real, 1, folder(runs, card, seed) / "1" / "checkpoint.safetensors", label)
+        weights = {k: v.half() for k, v in first.state_dict().items()}
+        write_tensors(out / "model.safetensors", weights, {"card": card.hash})
     write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
     write_json(out / "metrics.json", metrics)
     return _finish(card, seed, root, place, {"seconds": round(time.perf_counter() - began, 1)})
