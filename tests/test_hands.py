@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import one_line, seeded
+from common import one_line, run_python, seeded
 from PIL import Image, ImageDraw
 
-from tinyhall import cards
+from tinyhall import cards, experiments
 from tinyhall._check import TinyhallError
 from tinyhall.hands import (
     DETACHED,
@@ -25,7 +25,7 @@ from tinyhall.hands import (
     Hands,
     finger_tips,
 )
-from tinyhall.images import quantised
+from tinyhall.images import quantised, restored
 
 HANDS = Hands(64)
 
@@ -241,3 +241,29 @@ def test_more_photographs_than_there_are(tmp_path: Path) -> None:
     with pytest.raises(TinyhallError) as caught:
         HandPhotos(tmp_path).sample(9, seeded())
     one_line(caught.value, "n", "at most 2")
+
+
+def test_a_model_of_hands_from_end_to_end(tmp_path: Path) -> None:
+    card = cards.get("hands", "smoke")
+    made = experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
+    kept = made.samples("small")
+    assert kept["x"].shape == (card.samples, 3, 32, 32)
+    verdict = card.data().judge(restored(kept["x"]))
+    assert kept["fingers"].shape == verdict.fingers.shape
+    assert len(made.metrics["by_step"]) == experiments.STAGES
+    assert sum(made.metrics["small"]["fraction"][name][0] for name in KINDS[1:]) == pytest.approx(
+        made.metrics["small"]["fraction"]["any"][0]
+    )
+    assert made.net(torch.zeros(1, 3, 32, 32), torch.tensor([5])).shape == (1, 3, 32, 32)
+
+
+def test_photographs_are_trained_on_by_one_command(tmp_path: Path) -> None:
+    photographs(tmp_path / "11k", 30)
+    command = ("-m", "tinyhall", "reproduce", "hand-photos", "--scale", "smoke", "--quiet")
+    where = ("--root", str(tmp_path / "a"), "--runs", str(tmp_path / "r"))
+    few = run_python(*command, *where, TINYHALL_HANDS=str(tmp_path / "11k"))
+    assert few.returncode == 2
+    one_line(Exception(few.stderr.strip()), "n: expected at most 29")
+    none = run_python(*command, *where, TINYHALL_HANDS=str(tmp_path / "nowhere"))
+    assert none.returncode == 2
+    one_line(Exception(none.stderr.strip()), "folder: expected HandInfo.csv")
