@@ -105,6 +105,8 @@ def test_report_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["windows"]["0-10"]["mean"]["auroc"].value == 1
     assert report["windows"]["0-10"]["mean"]["removed"].value == report["windows"]["0-10"]["mean"]["kept"].value == 1
     assert report["windows"]["0-10"]["local"]["auroc"].value == 0
+    fewer = drawn.tensors(3, pictures=1)
+    assert (len(fewer["x"]), len(fewer["kind"]), len(fewer["log10_mean"])) == (1, 3, 3)
     kept = drawn.tensors(3)
     assert len(kept["x"]) == len(kept["kind"]) == len(kept["log10_mean"]) == 3
     assert bool((kept["trace_of"] < 3).all())

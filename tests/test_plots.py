@@ -110,6 +110,14 @@ def test_gallery_shows_each_image_in_its_place() -> None:
     assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["grey", "colour"]
 
 
+def test_gallery_marks_points_of_each_image() -> None:
+    images = np.zeros((2, 3, 8, 8))
+    images[1] = 0.5
+    figure = plots.gallery({"hands": images}, mark=lambda image: [[1.0, 2.0], [3.0, 4.0]] if image.max() else [[5.0, 6.0]])
+    marks = [ax.lines[0].get_xydata().tolist() for ax in figure.axes]
+    assert marks == [[[5.0, 6.0]], [[1.0, 2.0], [3.0, 4.0]]]
+
+
 def test_windows_lie_at_their_edges() -> None:
     figure = plots.windows([(0, 10), (0, 20), (10, 20)], {"mean": np.array([0.9, 0.6, 0.5])}, label="AUROC")
     figure.canvas.draw()

@@ -43,7 +43,7 @@ SAMPLERS: dict[str, Sampler] = {
 TRACE = 60  # last values of t for which an artifact keeps x0_hat
 _PART = 250_000  # samples in flight: their traces take 60 MB
 _SCATTER = 2_000  # samples of each generation that an artifact keeps
-_SHOWN = 200  # images of each generation that an artifact keeps
+_SHOWN = 100  # images of each generation that an artifact keeps
 _WORST = 40  # and of the highest score
 STAGES = 8  # of a training of images, at the end of each of which some are drawn
 _KEPT = 10_000  # in-support samples whose scores an artifact keeps
@@ -199,12 +199,14 @@ def reproduce(
     device: str | None = None,
     samplers: Sequence[str] | None = None,
     keep: int = 2_000,
+    pictures: int | None = None,
     progress: bool = True,
 ) -> Artifact:
     """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training.
 
-    A recursion's card is run arm by arm instead; `samplers` is not for it. `keep` is how many images an artifact keeps, of
-    models of images: what `metrics` says rests on all that were drawn.
+    A recursion's card is run arm by arm instead; `samplers` is not for it. Of models of images, `keep` is how many an artifact
+    keeps verdicts and scores of, and `pictures`, or else as many, the images themselves: what `metrics` says rests on all
+    that were drawn.
     """
     known = samplers_of(card)
     samplers = list(known) if samplers is None else samplers
@@ -214,7 +216,7 @@ def reproduce(
     if isinstance(card, Generations):
         return _reproduce_recursion(card, seed, root, runs, device, progress)
     if isinstance(card, ImageCard):
-        return _reproduce_images(card, seed, root, runs, device, samplers, keep, progress)
+        return _reproduce_images(card, seed, root, runs, device, samplers, keep, pictures, progress)
     assert isinstance(card, GaussianCard)
     place = _device.pick(device)
     net, history = train_card(card, seed, runs=runs, device=device, progress=progress)
@@ -250,6 +252,7 @@ def _reproduce_images(
     device: str | None,
     samplers: Sequence[str],
     keep: int,
+    pictures: int | None,
     progress: bool,
 ) -> Artifact:
     place, known = _device.pick(device), samplers_of(card)
@@ -276,7 +279,7 @@ def _reproduce_images(
         count = card.samples if name == "small" else max(card.samples // 8, 1)
         drawn = ImageDraw.make(net, data, schedule, known[name], count, seed, progress=progress)
         metrics[name] = drawn.report()
-        tensors = drawn.tensors(keep if name == "small" else 0)
+        tensors = drawn.tensors(keep if name == "small" else 0, pictures)
         if name == "small":
             x = drawn.x[:keep].to(place)
             error = denoising_error(net, schedule, x, DENOISED, generator=cards.stream(seed, "denoising"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -21,7 +22,8 @@ EDGES = (0, 10, 20, 50, 100, 200, 300, 400, 500, 600, 700, 850, 1000)  # windows
 DENOISED = (5, 10, 20, 50, 100, 200, 300, 400, 500, 600, 700)  # t of the denoising error
 TRACED = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900)  # t for which an artifact keeps x0_hat
 _PART = 256  # images in flight
-_TRACES = 24  # hallucinated images with a trace, and as many others
+_TRACES = 24  # hallucinated images with a trace, and as many others; fewer of images that take more than _TRACED_SIZE together
+_TRACED_SIZE = 50_000  # numbers
 
 
 @runtime_checkable
@@ -93,7 +95,8 @@ class ImageDraw:
         parts: list[tuple[Tensor, ...]] = []
         verdicts: list[Any] = []
         traced: list[tuple[Tensor, Tensor]] = []
-        budget = {True: _TRACES, False: _TRACES}
+        most = min(_TRACES, max(_TRACED_SIZE // math.prod(data.shape), 1))
+        budget = {True: most, False: most}
         for i, low in enumerate(parts_bar(range(0, n, _PART), progress)):
             size = min(_PART, n - low)
             # Sums over each stretch between two edges; any window is some of these put together.
@@ -141,11 +144,12 @@ class ImageDraw:
             out["windows"][f"{a}-{b}"] = entry
         return out
 
-    def tensors(self, keep: int = 10_000) -> dict[str, Tensor]:
-        """What an artifact keeps of the first `keep` images: in 8 bits, with verdicts, logarithms of scores, traces."""
+    def tensors(self, keep: int = 10_000, pictures: int | None = None) -> dict[str, Tensor]:
+        """What an artifact keeps of the first `keep` images: verdicts, logarithms of scores, traces; and in 8 bits the images
+        themselves, or only the first `pictures` of them."""
         rows = self.trace_rows < keep
         return {
-            "x": quantised(self.x[:keep]),
+            "x": quantised(self.x[: keep if pictures is None else min(pictures, keep)]),
             **{k: v[:keep].to(torch.int16) for k, v in self.verdict.items()},
             "windows": torch.tensor(self.windows).reshape(-1, 2),
             "log10_mean": self.mean[:keep].clamp_min(1e-12).log10().half(),
