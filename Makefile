@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The first interpreter that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-CHAPTERS := $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb
+CHAPTERS := $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb book/status.ipynb
 
 # A notebook must run with this environment's kernel, and with what this checkout holds.
 export JUPYTER_PREFER_ENV_PATH := 1
