@@ -99,6 +99,18 @@ def test_fingers_run_together_are_seen(five: torch.Tensor) -> None:
     assert float((kind == MERGED).double().mean()) >= 0.5
 
 
+def test_a_ragged_arm_has_no_fingers(five: torch.Tensor) -> None:
+    """A network's arms have corners and bumps where they leave the picture."""
+    x = five[:60].clone()
+    skin = (x[:, :, 62] - x[:, :, 62, :1]).abs().amax(1) > 0.3  # the arm in the row above the last
+    for image, arm in zip(x, skin, strict=True):
+        left, right = int(arm.nonzero()[0]), int(arm.nonzero()[-1])
+        tone = image[:, 62, (left + right) // 2, None, None]
+        image[:, 58:, max(left - 5, 0) : left] = tone
+        image[:, 52:57, right : right + 5] = tone
+    assert float((HANDS.judge(x).fingers == 5).double().mean()) >= 0.98
+
+
 def test_tips_lie_on_the_hand_s_outline(five: torch.Tensor) -> None:
     for image in five[:10]:
         tips = finger_tips(image)

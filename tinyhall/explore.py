@@ -223,7 +223,9 @@ def ride(
 
 
 def sprite(images: Float[Tensor, "n channels size size"], columns: int = 12) -> dict[str, Any]:
-    """Images on one sheet, as a PNG in a data URL under `sprite`, with its number of `columns` and the size of a `cell`."""
+    """Images on one sheet, in a data URL under `sprite`, with its number of `columns` and the size of a `cell`.
+
+    Grey ones come as PNG, coloured ones, whose noise PNG cannot make smaller, as JPEG."""
     from PIL import Image
 
     n, channels, height, width = images.shape
@@ -233,7 +235,8 @@ def sprite(images: Float[Tensor, "n channels size size"], columns: int = 12) -> 
     sheet[:n] = quantised(images)
     sheet = sheet.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     sheet = sheet.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    out = io.BytesIO()
-    Image.fromarray(sheet.numpy()[..., 0] if channels == 1 else sheet.numpy()).save(out, "PNG", optimize=True)
-    url = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    out, kind = io.BytesIO(), "png" if channels == 1 else "jpeg"
+    picture = Image.fromarray(sheet.numpy()[..., 0] if channels == 1 else sheet.numpy())
+    picture.save(out, kind, optimize=True, **({} if channels == 1 else {"quality": 85}))
+    url = f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
     return {"sprite": url, "columns": columns, "cell": width * scale}

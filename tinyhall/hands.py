@@ -400,6 +400,10 @@ def _look(image: Tensor) -> dict[str, Any]:
         looks = [_fingers((rest == k) & (above > level), centre, palm) for level in _LEVELS]
         most = max(looks, key=len)
         fingers += most
+    # A ragged arm has corners, too. No finger points its way.
+    below = np.argwhere(hand[-2:]) + np.array([size - 2, 0])
+    arm = below.mean(0) - centre if len(below) else np.zeros(2)
+    fingers = [found for found in fingers if not _along(np.array(found[0])[::-1] - centre, arm)]
     tips, widths = [tip for tip, _ in fingers], [width for _, width in fingers]
     # Where fingers have run together, a disc fits that fits into none of them, and a larger one does not.
     webs, count = ndimage.label(hand & core & ~opened(0.7 * palm), np.ones((3, 3)))
@@ -427,6 +431,13 @@ def _fingers(mask: Any, centre: Any, palm: float) -> list[tuple[list[float], flo
         tip = int(np.argmax(reach))
         found.append(([float(columns[tip]), float(rows[tip])], len(rows) / max(float(np.ptp(reach)), 1.0)))
     return found
+
+
+def _along(a: Any, b: Any) -> bool:
+    """True for directions within 60 degrees of each other."""
+    import numpy as np
+
+    return bool(a @ b > 0.5 * np.linalg.norm(a) * np.linalg.norm(b))
 
 
 def _ahead(mask: Any, centre: Any, forward: Any) -> int:
