@@ -365,7 +365,11 @@ def _reproduce_recursion(
         write_tensors(out / "model.safetensors", weights, {"card": card.hash})
     write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
     write_json(out / "metrics.json", metrics)
-    return _finish(card, seed, root, place, {"seconds": round(time.perf_counter() - began, 1)})
+    # Of all its trainings, also those of calls that were broken off; this call's own time may be that of reading them.
+    checkpoints = folder(runs, card, seed).glob("**/checkpoint.safetensors")
+    trained = sum(float(read_tensors(path)[1]["seconds"]) for path in checkpoints)
+    seconds = {"train_seconds": round(trained, 1), "seconds": round(time.perf_counter() - began, 1)}
+    return _finish(card, seed, root, place, seconds)
 
 
 def _of_points(mixture: GaussianMixture, draw: int, seed: int) -> tuple[Callable[[Samples], dict[str, Any]], dict[str, Any]]:
