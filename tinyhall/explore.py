@@ -41,6 +41,7 @@ _STYLE = """
 .th-told { font-variant-numeric: tabular-nums; }
 .th-gallery { display: flex; flex-wrap: wrap; gap: 3px; }
 .th-tile { image-rendering: pixelated; border: 2px solid #009E73; box-sizing: content-box; }
+.th-tile { background-clip: padding-box !important; }  /* not its neighbours on the sheet */
 .th-is-bad { border-color: #D55E00; border-style: dashed; }
 .th-removed { opacity: 0.22; }
 .th-large { border-color: currentColor; }
