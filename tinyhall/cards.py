@@ -173,7 +173,7 @@ class ImageCard(Card):
 class ShapesCard(ImageCard):
     """A model of Simple Shapes."""
 
-    velocity: ClassVar[bool] = False  # patches of one channel leave the network room for the noise
+    velocity: ClassVar[bool] = False  # its stored runs were made so; another would be another model
 
     def data(self) -> SimpleShapes:
         return SimpleShapes(size=self.size)
@@ -268,7 +268,7 @@ class DigitsCard(Generations, ImageCard):
     attention: tuple[int, ...] = (7,)
     respace: int = 500
     samples: int = 0
-    window: tuple[int, int] = (0, 300)  # the best on digits of the laptop's first generation
+    window: tuple[int, int] = (0, 300)  # the best on a first generation, trained for 5,000 steps
     generations: int = 6  # the first learns real digits, and five follow
     arms: tuple[tuple[str, float], ...] = (("none", 0.0), ("random", 5_000 / 65_000), ("variance", 5_000 / 65_000))
     draw: int = 65_000

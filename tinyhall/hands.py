@@ -44,19 +44,10 @@ class _Random:
         return low + (high - low) * torch.rand(self.n, *shape, generator=self.generator, device=self.device)
 
 
-@dataclass(frozen=True)
-class Hands:
-    """Drawings of open hands, left and right, from the front or the back, RGB in -1..1: arm, palm, a thumb and four fingers.
+class CountedHands:
+    """Images of hands, `size` pixels wide and high, judged by their silhouettes."""
 
-    What varies: side, rotation (30 degrees to either side), place, scale, spread, each finger's length, width, direction and
-    bend, skin tone, light, nails, and the background, which is light and plain. Every hand has exactly five fingers, apart
-    enough to be counted; `sample(..., fingers=6)` makes wrong ones, to test a counter with.
-
-    Args:
-        size: height and width in pixels, at least 32.
-    """
-
-    size: int = 64
+    size: int
 
     def __post_init__(self) -> None:
         if _check.positive_int("size", self.size) < 32:
@@ -71,6 +62,39 @@ class Hands:
     def kinds(self) -> tuple[str, ...]:
         """The names of `judge`'s kinds."""
         return KINDS
+
+    def judge(self, x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
+        """What each image is, by the silhouette (see `count_fingers`): the first of these that applies.
+
+        - UNCLEAR: no hand, or more than one, or an outline so rough that it has a dozen ends.
+        - DETACHED: a piece of at least a third of a finger's size, apart from the hand.
+        - MERGED: a finger at least 1.75 times as wide as the median one, or a web of half the palm's radius squared.
+        - WRONG_COUNT: not five fingers.
+        """
+        _check.floats("x", x, ndim=4, finite=False)
+        if tuple(x.shape[1:]) != self.shape:
+            raise _check.fail("x", x, f"shape [n, 3, {self.size}, {self.size}]")
+        seen = [_look(image) for image in x.detach().cpu()]
+        return HandJudgement(torch.tensor([_kind(look) for look in seen]), torch.tensor([look["fingers"] for look in seen]))
+
+    def in_support(self, x: Float[Tensor, "n 3 size size"]) -> Bool[Tensor, " n"]:
+        """True for a hand with five fingers, none merged, none detached."""
+        return self.judge(x).kind == IN_SUPPORT
+
+
+@dataclass(frozen=True)
+class Hands(CountedHands):
+    """Drawings of open hands, left and right, from the front or the back, RGB in -1..1: arm, palm, a thumb and four fingers.
+
+    What varies: side, rotation (30 degrees to either side), place, scale, spread, each finger's length, width, direction and
+    bend, skin tone, light, nails, and the background, which is light and plain. Every hand has exactly five fingers, apart
+    enough to be counted; `sample(..., fingers=6)` makes wrong ones, to test a counter with.
+
+    Args:
+        size: height and width in pixels, at least 32.
+    """
+
+    size: int = 64
 
     def sample(self, n: int, generator: torch.Generator, fingers: int = 5) -> Float[Tensor, "n 3 size size"]:
         """n hands, float32 in -1..1, on the generator's device; with `fingers` of them, the thumb included.
@@ -112,26 +136,14 @@ class Hands:
         back = back + (u(-0.03, 0.03)[:, None, None] * x + u(-0.03, 0.03)[:, None, None] * y)[:, None]
         return (2 * (cover * skin + (1 - cover) * back).clamp(0, 1) - 1).float()
 
-    def judge(self, x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
-        """What each image is, by the silhouette (see `count_fingers`): the first of these that applies.
-
-        - UNCLEAR: no hand, or more than one, or an outline so rough that it has a dozen ends.
-        - DETACHED: a piece of at least a third of a finger's size, apart from the hand.
-        - MERGED: a finger at least 1.75 times as wide as the median one, or a web of half the palm's radius squared.
-        - WRONG_COUNT: not five fingers.
-        """
-        return _judge(x, self.shape)
-
-    def in_support(self, x: Float[Tensor, "n 3 size size"]) -> Bool[Tensor, " n"]:
-        """True for a hand with five fingers, none merged, none detached."""
-        return self.judge(x).kind == IN_SUPPORT
-
 
 @dataclass(frozen=True)
-class HandPhotos:
+class HandPhotos(CountedHands):
     """The photographs of 11k Hands (Afifi, "11K Hands", 2019), as their users have them: 11,076 JPEGs and `HandInfo.csv`.
 
-    They are read once, cut to the square in their middle, and kept, made small, in one file.
+    They are read once, cut to the square in their middle, and kept, made small, in one file. `judge` is that of drawn hands
+    and was never tried on photographs, whose fingers may lie side by side: a first sorting, to be checked with
+    `tinyhall.labels`.
 
     Args:
         folder: holds `HandInfo.csv`, and the photographs beside it or under `Hands/`.
@@ -154,21 +166,10 @@ class HandPhotos:
     cache: str | Path | None = None
 
     def __post_init__(self) -> None:
-        if _check.positive_int("size", self.size) < 32:
-            raise _check.fail("size", self.size, "at least 32")
+        super().__post_init__()
         for name, value, known in (("aspect", self.aspect, ("dorsal", "palmar")), ("side", self.side, ("left", "right"))):
             if value is not None and value not in known:
                 raise _check.fail(name, value, f"{known[0]}, {known[1]} or None")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image, `(3, size, size)`."""
-        return (3, self.size, self.size)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The names of `judge`'s kinds."""
-        return KINDS
 
     @cached_property
     def names(self) -> list[str]:
@@ -239,15 +240,6 @@ class HandPhotos:
         rows = torch.randperm(len(self), generator=generator, device=generator.device)[:n].cpu()
         return self._bytes[0][rows].float() / 127.5 - 1
 
-    def judge(self, x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
-        """What the counter of drawn hands makes of images. It was never tried on photographs, whose fingers may lie side by
-        side: a first sorting, to be checked by eye with `tinyhall.labels`."""
-        return _judge(x, self.shape)
-
-    def in_support(self, x: Float[Tensor, "n 3 size size"]) -> Bool[Tensor, " n"]:
-        """True where `judge` finds five fingers, none merged, none detached."""
-        return self.judge(x).kind == IN_SUPPORT
-
 
 def _photograph(path: Path, size: int) -> UInt8[Tensor, "3 size size"] | None:
     """The square in the middle of a picture, made small; None for a file that is damaged."""
@@ -264,14 +256,6 @@ def _photograph(path: Path, size: int) -> UInt8[Tensor, "3 size size"] | None:
     left, top = (whole.width - edge) // 2, (whole.height - edge) // 2
     small = whole.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge))
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
-
-
-def _judge(x: Tensor, shape: tuple[int, ...]) -> HandJudgement:
-    _check.floats("x", x, ndim=4, finite=False)
-    if tuple(x.shape[1:]) != shape:
-        raise _check.fail("x", x, f"shape [n, {shape[0]}, {shape[1]}, {shape[2]}]")
-    seen = [_look(image) for image in x.detach().cpu()]
-    return HandJudgement(torch.tensor([_kind(look) for look in seen]), torch.tensor([look["fingers"] for look in seen]))
 
 
 def count_fingers(x: Float[Tensor, "n 3 size size"]) -> Int[Tensor, " n"]:
