@@ -49,7 +49,8 @@ def test_json_comes_back(tmp_path: Path) -> None:
     value = {"b": [1, 2.5, None], "a": {"x": "é"}}
     write_json(tmp_path / "deep" / "er" / "x.json", value)
     assert read_json(tmp_path / "deep" / "er" / "x.json") == value
-    assert list(json.loads((tmp_path / "deep" / "er" / "x.json").read_text())) == ["a", "b"]  # sorted: diffs stay small
+    # Sorted: diffs stay small.
+    assert list(json.loads((tmp_path / "deep" / "er" / "x.json").read_text())) == ["a", "b", "sha256"]
 
 
 def test_json_takes_no_nan(tmp_path: Path) -> None:
@@ -67,8 +68,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         assert path.read_text() == "old"
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(TinyhallError) as caught:
         write(path, fail)
+    one_line(caught.value, "artifact", f"to write {path}", "disk full")
     assert os.listdir(tmp_path) == ["x"]
     assert path.read_text() == "old"
     write(path, lambda part: part.write_text("new") and None)
@@ -129,6 +131,78 @@ def test_not_json(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(TinyhallError) as caught:
         read_json(path)
     one_line(caught.value, "artifact", "JSON", str(path))
+
+
+def written(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    if name == "json":
+        write_json(path, {"steps": 1234, 3: (0.5, None), "a": "ü"})
+    else:
+        write_tensors(
+            path, {"x": torch.arange(24.0).reshape(4, 6), "b": torch.tensor(True), "none": torch.zeros(0)}, {"a": "1"}
+        )
+    return path
+
+
+@pytest.mark.parametrize("name", ["json", "tensors"])
+def test_no_flipped_bit_passes(tmp_path: Path, name: str) -> None:
+    """Each is refused, or leaves what is read as it was: a blank in a header, a letter of the digest's own key."""
+    path = written(tmp_path, name)
+    content, read = path.read_bytes(), read_json if name == "json" else read_tensors
+    whole, refused = read(path), 0
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            got = read(path)
+        except TinyhallError as error:
+            one_line(error, "artifact", str(path))
+            refused += 1
+            continue
+        if name == "json":
+            assert whole.items() <= got.items(), bit
+        else:
+            assert same_bits(got[0], whole[0]) and whole[1].items() <= got[1].items(), bit
+    assert refused > 0.8 * 8 * len(content)
+
+
+@pytest.mark.parametrize("name", ["json", "tensors"])
+def test_files_from_before_the_digest_load(tmp_path: Path, name: str) -> None:
+    from safetensors.torch import save_file
+
+    path = written(tmp_path, name)
+    if name == "json":
+        value = read_json(path)
+        path.write_text(json.dumps(value))
+        assert read_json(path) == value
+    else:
+        tensors, note = read_tensors(path)
+        save_file(tensors, path, note)
+        assert same_bits(read_tensors(path)[0], tensors)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5_000, '{"a": NaN}'])
+def test_json_that_is_no_data(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(TinyhallError) as caught:
+        read_json(tmp_path / "x")
+    one_line(caught.value, "artifact", "JSON", str(tmp_path / "x"))
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    """The second is refused while the first is at it; a reader sees the first one's file, whole."""
+    path = tmp_path / "x"
+
+    def slowly(part: Path) -> None:
+        part.write_text("first")
+        with pytest.raises(TinyhallError) as caught:
+            write(path, lambda part: part.write_text("second") and None)  # locks are of open files: a process is no exception
+        one_line(caught.value, str(part), "another process")
+
+    write(path, slowly)
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["x"]
 
 
 def test_too_large(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,20 @@ def test_an_unfinished_generation_is_made_to_the_same_bits(point: str, lost: tup
     assert files(tmp_path) == whole
 
 
+def test_two_processes_do_not_make_one_generation(tmp_path: Path) -> None:
+    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
+        with pytest.raises(TinyhallError) as caught:
+            run(tmp_path)  # locks are of open files: a process is no exception
+        one_line(caught.value, str(checkpoint.parent.parent), "another process")
+        return exact(data, generation, checkpoint)
+
+    run(tmp_path, learn)
+    run(tmp_path / "alone")
+    assert {k: v for k, v in files(tmp_path).items() if not k.startswith("alone")} == files(tmp_path / "alone")
+    arms = [recurse(DATA, exact, QUICK, folder=tmp_path / "arms", arm=arm, draw=96) for arm in ("none", "random")]
+    assert len(list(zip(*arms, strict=True))) == 5  # arms may advance side by side
+
+
 # Errors: nothing lost, one line.
 
 

@@ -371,7 +371,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
-import safetensors.torch
+from pathlib import Path
 from common import seeded
 from tinyhall.datasets import GaussianMixture
 from tinyhall.nets import MLP
@@ -383,15 +383,14 @@ def die():
 
 def child(folder, at, how):
     net = MLP(1, width=16, generator=seeded(0))
-    calls = iter(range(1, 1000))
-    real = safetensors.torch.save_file
-    def half_written(tensors, path, metadata=None):
-        real(tensors, path, metadata=metadata)
-        if how == "write" and metadata["step"] == str(at):
-            with open(path, "r+b") as file:
-                file.truncate(1000)
+    calls, writes = iter(range(1, 1000)), iter(range(1, 1000))
+    real = Path.write_bytes
+    def half_written(path, content):
+        if how == "write" and next(writes) == at:
+            real(path, content[:1000])
             die()
-    safetensors.torch.save_file = half_written
+        return real(path, content)
+    Path.write_bytes = half_written
     net.register_forward_pre_hook(lambda *_: die() if how == "step" and next(calls) == at else None)
     fit(net, GaussianMixture.line().sample(50, seeded(100)), Schedule.linear(1e-3, 0.2, 100), steps=11, batch_size=16, lr=1e-3,
         generator=seeded(5), progress=False, checkpoint=f"{folder}/run", every=1)
@@ -523,6 +522,31 @@ def test_a_checkpoint_without_some_tensor_is_refused(tmp_path: Path, missing: st
     with pytest.raises(TinyhallError) as caught:
         fitted(checkpoint=path)
     one_line(caught.value, "checkpoint", "the tensors of this network", str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("net.time.weight", lambda x: x.double()),
+        ("net.time.bias", lambda x: x.fill_(math.inf)),
+        ("adam.1.exp_avg_sq", lambda x: x[:1]),
+        ("adam.2.exp_avg", lambda x: x.fill_(math.nan)),
+        ("adam.-1.step", lambda x: torch.tensor(3.0)),
+        ("losses", lambda x: x.float()),
+        ("losses", lambda x: x[:, None]),
+        ("generator", lambda x: x.long()),
+    ],
+)
+def test_a_checkpoint_with_a_tensor_that_does_not_fit_changes_nothing(tmp_path: Path, name: str, change: Any) -> None:
+    path = tmp_path / "run.safetensors"
+    fitted(steps=2, checkpoint=path)
+    tensors, note = read_tensors(path)
+    write_tensors(path, tensors | {name: change(tensors.get(name, torch.zeros(1)))}, note)
+    net = small()
+    with pytest.raises(TinyhallError) as caught:
+        fitted(net, checkpoint=path)
+    one_line(caught.value, "checkpoint", "the tensors of this network", str(path))
+    assert same_bits(net.state_dict(), small().state_dict())
 
 
 def bad(**changed: Any) -> Any:

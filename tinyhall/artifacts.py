@@ -1,11 +1,12 @@
-"""Files that can be trusted: safetensors and JSON, nothing unpickled, never half-written."""
+"""Files that can be trusted: safetensors and JSON, nothing unpickled, never half-written, each with a digest of its content."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,34 @@ from torch import Tensor
 from . import _check
 
 _LARGEST = 4 * 2**30  # bytes; far beyond any artifact of this project
+_LARGEST_JSON = 2**28
+_DIGEST = "sha256"  # its key among a JSON object's or a note's own; files from before it was written have none, and load too
 
 
 def write(path: str | Path, fill: Callable[[Path], None]) -> None:
-    """Has `fill` write a file beside `path`, then renames it: a reader sees the old file or the new one, whole."""
+    """Has `fill` write a file beside `path`, then renames it: a reader sees the old file or the new one, whole.
+
+    Raises:
+        TinyhallError: the file cannot be written, such as on a full disk, or another process is writing it; what was there
+            before stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # One name, not a random one: what a killed process left behind, the next write replaces.
     part = path.with_name(f".{path.name}.part")
     try:
-        fill(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.chmod(0o644)  # safetensors writes for the owner alone, and others read an artifact too
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(part, os.O_RDWR | os.O_CREAT):
+            try:
+                fill(part)
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+                part.chmod(0o644)  # whatever the writer's mask: others read an artifact too
+                os.replace(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise _check.TinyhallError(f"artifact: expected to write {path}, got {error.strerror or error}") from error
 
 
 @contextmanager
@@ -38,27 +51,46 @@ def alone(folder: Path) -> Iterator[None]:
     """Holds `folder`, which is made if need be, against every other process that asks; a killed process lets go of it.
 
     Raises:
-        TinyhallError: another process holds it.
+        TinyhallError: another process holds it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    held = ExitStack()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(_lock(folder, os.O_RDONLY))  # the folder itself: no lock file stays behind
+    except OSError as error:
+        raise _check.TinyhallError(f"checkpoint: expected a folder to write in, got {error.strerror} at {folder}") from error
+    with held:
+        yield
+
+
+@contextmanager
+def _lock(path: Path, flags: int) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not on Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file stays behind
+    taken = _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it")
+    handle = os.open(path, flags, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _check.TinyhallError(f"checkpoint: expected {folder} to itself, got another process at work in it") from None
+            raise taken from None
+        # Between opening and locking, the process that held it may have given the file its final name.
+        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+            raise taken
         yield
     finally:
         os.close(handle)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    """An object's digest is written among its keys. Raises TinyhallError where the file cannot be written."""
+    plain = json.loads(json.dumps(value, allow_nan=False))  # as a reader will have it: lists for tuples, text for keys
+    if isinstance(plain, dict):
+        plain[_DIGEST] = _of_json(plain)
+    text = json.dumps(plain, indent=1, sort_keys=True) + "\n"
 
     def fill(part: Path) -> None:
         part.write_text(text)
@@ -67,48 +99,86 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises TinyhallError where the file is missing or not JSON."""
+    """Raises TinyhallError where the file is missing, not JSON, or not as it was written."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is none of its numbers")
+
     try:
-        return json.loads(_existing(path).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _check.TinyhallError(f"artifact: expected JSON, got something else in {path} ({error})") from error
+        value = json.loads(_existing(path, _LARGEST_JSON).read_text(), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _check.TinyhallError(f"artifact: expected JSON, got something else in {path} ({_brief(error)})") from error
+    if isinstance(value, dict) and _DIGEST in value and value.pop(_DIGEST) != _of_json(value):
+        raise _changed(path)
+    return value
+
+
+def _of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], note: dict[str, str] | None = None) -> None:
     """Raises TinyhallError where the file cannot be written, such as on a full disk; what was there before stays."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    try:
-        write(path, lambda part: save_file(plain, part, metadata=note or {}))
-    except SafetensorError as error:
-        raise _check.TinyhallError(f"artifact: expected to write {path}, got {error}") from error
+    note = dict(note or {})
+    note[_DIGEST] = _of_tensors(plain, note)
+
+    def fill(part: Path) -> None:
+        part.write_bytes(save(plain, note))  # its `save_file` goes through a file of a random name, which a kill would leave
+
+    write(path, fill)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, and the note written with them.
 
     Raises:
-        TinyhallError: a file that is missing, truncated, too large, or not safetensors.
+        TinyhallError: a file that is missing, truncated, too large, not safetensors, or not as it was written.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = _existing(path)
-    if path.stat().st_size > _LARGEST:
-        raise _check.TinyhallError(f"artifact: expected at most {_LARGEST} bytes, got {path.stat().st_size} in {path}")
+    path = _existing(path, _LARGEST)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned: a mapped file that is replaced under a live tensor would change it.
-            return {k: file.get_tensor(k).clone() for k in file.keys()}, dict(file.metadata() or {})
+            tensors, note = {k: file.get_tensor(k).clone() for k in file.keys()}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise _check.TinyhallError(f"artifact: expected a whole safetensors file, got {path} ({error})") from error
+        raise _check.TinyhallError(f"artifact: expected a whole safetensors file, got {path} ({_brief(error)})") from error
+    if _DIGEST in note and note.pop(_DIGEST) != _of_tensors(tensors, note):
+        raise _changed(path)
+    return tensors, note
 
 
-def _existing(path: str | Path) -> Path:
+def _of_tensors(tensors: dict[str, Tensor], note: dict[str, str]) -> str:
+    """Of names, types, shapes, bytes and note: what a flipped bit could change without the format's noticing."""
+    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _changed(path: str | Path) -> _check.TinyhallError:
+    return _check.TinyhallError(f"artifact: expected {path} as it was written, got other content: it was damaged or edited")
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _existing(path: str | Path, largest: int) -> Path:
     path = Path(path)
-    if not path.is_file():
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise _check.TinyhallError(f"artifact: expected a file, got {error.strerror} at {path}") from error
+    if size is None:
         raise _check.TinyhallError(f"artifact: expected a file, got nothing at {path}")
+    if size > largest:
+        raise _check.TinyhallError(f"artifact: expected at most {largest} bytes, got {size} in {path}")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from . import _check
 from ._typing import Float, Int, Net, Tensor
-from .artifacts import read_json, read_tensors, write_json, write_tensors
+from .artifacts import alone, read_json, read_tensors, write_json, write_tensors
 from .cards import stream
 from .device import rank
 from .filtering import keep_k
@@ -122,7 +123,8 @@ def recurse(
         note: anything else that a folder must agree on, such as a card's hash.
 
     Raises:
-        TinyhallError: bad arguments, or a folder that other arguments or damaged files have left behind.
+        TinyhallError: bad arguments, a folder that other arguments or damaged files have left behind, or one in which another
+            process makes the same generation.
     """
     _check.floats("data", data)
     _check.positive_int("generations", generations)
@@ -180,18 +182,20 @@ def _generations(
             if state.get("drew") != fingerprint(drawn.x):
                 raise _check.TinyhallError(f"samples: expected {state.get('drew')}, got {fingerprint(drawn.x)} in {place}")
         else:
-            labels = () if label is None else (label,)
-            net = learn(data, number, place / "checkpoint.safetensors", *labels)
-            drawn = sample(
-                net, schedule, draw, shape=shape, metrics=[metric], sampler=sampler, label=asked, guidance=guidance,
-                generator=stream(seed, f"generation/{number}"), progress=progress,
-            )  # fmt: skip
-            state = {**origin, "drew": fingerprint(drawn.x), "metrics": evaluate(drawn)}
-            if rank() == 0:
-                scores = {f"score.{name}": score for name, score in drawn.scores.items()}
-                asked_for = {} if asked is None else {"label": asked}
-                write_tensors(place / "samples.safetensors", {"x": drawn.x, **asked_for, **scores})
-                write_json(place / "state.json", state)  # last: a generation without it is not finished
+            # Held while it is made, not where the training locks too: two processes on an arm would write the same files.
+            with contextlib.nullcontext() if rank() else alone(place.parent):
+                labels = () if label is None else (label,)
+                net = learn(data, number, place / "checkpoint.safetensors", *labels)
+                drawn = sample(
+                    net, schedule, draw, shape=shape, metrics=[metric], sampler=sampler, label=asked, guidance=guidance,
+                    generator=stream(seed, f"generation/{number}"), progress=progress,
+                )  # fmt: skip
+                state = {**origin, "drew": fingerprint(drawn.x), "metrics": evaluate(drawn)}
+                if rank() == 0:
+                    scores = {f"score.{name}": score for name, score in drawn.scores.items()}
+                    asked_for = {} if asked is None else {"label": asked}
+                    write_tensors(place / "samples.safetensors", {"x": drawn.x, **asked_for, **scores})
+                    write_json(place / "state.json", state)  # last: a generation without it is not finished
         indices = select(drawn, arm, keep, drop, stream(seed, f"lot/{number}"))
         yield Generation(number, arm, place, state["metrics"], indices)
         kept = hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]

@@ -75,7 +75,9 @@ class Run:
         try:
             settings, step, order = json.loads(note["settings"]), int(note["step"]), int(note["order"])
             seconds = float(note.get("seconds", 0))
-        except (KeyError, ValueError) as error:
+            if not isinstance(settings, dict) or step < 0 or not 0 <= seconds < math.inf:
+                raise ValueError(f"step {step}, {seconds} seconds")
+        except (KeyError, ValueError, RecursionError) as error:
             raise _check.TinyhallError(f"checkpoint: expected a training checkpoint, got another file at {path}") from error
         for key in sorted(self.settings.keys() | settings.keys()):
             if self.settings.get(key) != settings.get(key):
@@ -92,25 +94,36 @@ class Run:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        state = self.optimizer.state_dict()
+        weights, parameters = self.net.state_dict(), dict(enumerate(self.net.parameters()))
         adam: dict[int, dict[str, Tensor]] = {}
         for key, value in under("adam.").items():
             index, _, name = key.partition(".")
             adam.setdefault(int(index), {})[name] = value
-        parameters = list(self.net.parameters())
-        for i, moments in adam.items():  # torch would take what does not fit, and fail in a later step
-            if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != parameters[i].shape:
-                raise KeyError(f"adam.{i}")
-        generator, losses = tensors["generator"], tensors["losses"].tolist()
-        self.net.load_state_dict(under("net."))
-        self.optimizer.load_state_dict({**state, "state": adam})
-        self.generator.set_state(generator)
+        # Nothing is touched before all fits: torch would take what does not, and fail in a later step or never.
+        _alike("net", under("net."), weights)
+        for i, moments in adam.items():
+            _alike(f"adam.{i}", moments, {"step": torch.tensor(0.0), "exp_avg": parameters[i], "exp_avg_sq": parameters[i]})
         if self.ema is not None:
-            ema = under("ema.")
-            if ema.keys() != self.ema.keys():
-                raise KeyError("ema")
-            self.ema = {k: v.to(self.ema[k].device) for k, v in ema.items()}
-        self.losses = losses
+            _alike("ema", under("ema."), self.ema)
+        _alike("generator", {"": tensors["generator"]}, {"": self.generator.get_state()})
+        losses = tensors["losses"]
+        _alike("losses", {"": losses}, {"": torch.empty(losses.numel(), dtype=torch.float64)})
+        self.net.load_state_dict(under("net."))
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
+        self.generator.set_state(tensors["generator"])
+        if self.ema is not None:
+            self.ema = {k: v.to(self.ema[k].device) for k, v in under("ema.").items()}
+        self.losses = losses.tolist()
+
+
+def _alike(name: str, there: dict[str, Tensor], here: dict[str, Tensor]) -> None:
+    """Raises KeyError unless both have the same names, shapes and types, and what is there is finite."""
+    if there.keys() != here.keys():
+        raise KeyError(name)
+    for key, value in there.items():
+        finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
+        if value.shape != here[key].shape or value.dtype != here[key].dtype or not finite:
+            raise KeyError(f"{name}.{key}")
 
 
 def start(
