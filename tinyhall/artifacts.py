@@ -156,7 +156,7 @@ def _of_tensors(tensors: dict[str, Tensor], note: dict[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
