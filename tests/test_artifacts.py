@@ -150,7 +150,7 @@ def test_no_flipped_bit_passes(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, name)
     content, read = path.read_bytes(), read_json if name == "json" else read_tensors
     whole, refused = read(path), 0
-    for bit in range(8 * len(content)):
+    for bit in [8 * i + 3 * i % 8 for i in range(len(content))]:  # one of each byte
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
@@ -164,7 +164,7 @@ def test_no_flipped_bit_passes(tmp_path: Path, name: str) -> None:
             assert whole.items() <= got.items(), bit
         else:
             assert same_bits(got[0], whole[0]) and whole[1].items() <= got[1].items(), bit
-    assert refused > 0.8 * 8 * len(content)
+    assert refused > 0.8 * len(content)
 
 
 @pytest.mark.parametrize("name", ["json", "tensors"])
