@@ -12,7 +12,7 @@ from common import one_line, same_bits, seeded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyhall import artifacts
+from tinyhall import artifacts, cards, experiments
 from tinyhall._check import TinyhallError
 from tinyhall.artifacts import load_weights, read_json, read_tensors, write, write_json, write_tensors
 from tinyhall.nets import MLP
@@ -260,3 +260,46 @@ def test_weights_of_another_network_are_refused(saved: Path, change, parts: tupl
         load_weights(net, saved)
     one_line(caught.value, "artifact", str(saved), *parts)
     assert same_bits(net.state_dict(), before)
+
+
+def artifact(root: Path, name: str, seed: int) -> Path:
+    """What a run would leave, without the run."""
+    card = cards.get(name, "smoke")
+    place = experiments.folder(root, card, 0)
+    write_tensors(place / "model.safetensors", card.net(seed).state_dict(), {"card": card.hash})
+    write_tensors(place / "samples-large.safetensors", {"x": torch.zeros(3, 1)}, {"card": card.hash})
+    write_json(place / "metrics.json", {"large": {"n": 3}})
+    experiments._finish(card, 0, root, torch.device("cpu"), {})
+    return place
+
+
+@pytest.mark.parametrize("name", ["model", "samples-large"])
+def test_an_artifact_does_not_take_a_file_of_another(tmp_path: Path, name: str) -> None:
+    """The two networks have the same shapes: only the note tells them apart."""
+    ours, theirs = artifact(tmp_path, "line123", 0), artifact(tmp_path, "line123-n1000", 1)
+    loaded = experiments.load("line123", "smoke", 0, tmp_path)
+    assert len(loaded.samples("large")["x"]) == 3
+    (theirs / f"{name}.safetensors").rename(ours / f"{name}.safetensors")
+    with pytest.raises(TinyhallError) as caught:
+        loaded.net if name == "model" else loaded.samples("large")
+    one_line(caught.value, "artifact", name, loaded.card.hash, cards.get("line123-n1000", "smoke").hash)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"seed": None}, {"device": 3}])
+def test_an_artifact_says_what_it_is(tmp_path: Path, change: dict) -> None:
+    place = artifact(tmp_path, "line123", 0)
+    info = read_json(place / "card.json")
+    write_json(place / "card.json", info | change)
+    with pytest.raises(TinyhallError) as caught:
+        experiments.load("line123", "smoke", 0, tmp_path)
+    one_line(caught.value, "artifact", "seed 0", str(place))
+    write_json(place / "card.json", info)
+    for metrics in ([], {}, "none"):
+        write_json(place / "metrics.json", metrics)
+        with pytest.raises(TinyhallError):
+            experiments.load("line123", "smoke", 0, tmp_path)
+    for info in ([], {"card": "line123"}, None):
+        write_json(place / "card.json", info)
+        with pytest.raises(TinyhallError) as caught:
+            experiments.available(tmp_path)
+        one_line(caught.value, "artifact", str(place))

@@ -236,6 +236,12 @@ def cut_samples(place: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def rewrite(place: Path, change) -> None:
+    tensors, note = read_tensors(place / "samples.safetensors")
+    score = tensors.pop("score.variance[0,10)")
+    write_tensors(place / "samples.safetensors", tensors | change(score), note)
+
+
 def rename_tensor(place: Path) -> None:
     tensors, note = read_tensors(place / "samples.safetensors")
     tensors["y"] = tensors.pop("x")
@@ -253,6 +259,16 @@ def swap_origin(place: Path) -> None:
         (spoil_samples, ("samples", "sha256")),
         (cut_samples, ("whole safetensors file",)),
         (rename_tensor, ("samples", "tensor x")),
+        (lambda place: rewrite(place, lambda score: {}), ("samples", "a score for each")),
+        (lambda place: rewrite(place, lambda score: {"score.variance[0,10)": score[1:]}), ("samples", "a score for each")),
+        (
+            lambda place: rewrite(place, lambda score: {"score.variance[0,10)": score * math.nan}),
+            ("samples", "a score for each"),
+        ),
+        (
+            lambda place: rewrite(place, lambda score: {"score.variance[0,5)": score}),
+            ("scores variance[0,10)", "variance[0,5)"),
+        ),
         (lambda place: (place / "samples.safetensors").unlink(), ("expected a file", "samples.safetensors")),
         (swap_origin, ("learned_from", "elsewhere")),
         (lambda place: (place / "state.json").write_text("[]"), ("state of a generation",)),

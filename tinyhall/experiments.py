@@ -62,12 +62,21 @@ class Artifact:
     def net(self) -> MLP | UNet:
         """The trained network, on the processor; of images, the moving average of its weights."""
         net = self.card.net(self.info["seed"])
+        self._tensors("model")
         load_weights(net, self.folder / "model.safetensors")
         return net.eval()
 
     def samples(self, sampler: str) -> dict[str, Tensor]:
         """The tensors kept of one sampler's draw; see `Draw.tensors`."""
-        return read_tensors(self.folder / f"samples-{sampler}.safetensors")[0]
+        return self._tensors(f"samples-{sampler}")
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        tensors, note = read_tensors(self.folder / f"{name}.safetensors")
+        if note.get("card") != self.card.hash:  # networks of many cards have the same shapes
+            raise _check.TinyhallError(
+                f"artifact: expected {name} of card {self.card.hash}, got that of {note.get('card')} in {self.folder}"
+            )
+        return tensors
 
     def fraction(self, sampler: str, width: str = "5") -> stats.Estimate:
         """The fraction of a sampler's draw that lies beyond `width` std of every mode; of images, of the kind `width`."""
@@ -100,19 +109,23 @@ def load(name: str, scale: str = "paper", seed: int = 0, root: str | Path = "art
             f"artifact: expected {place}, got nothing there; make it with "
             f"`python -m tinyhall reproduce {name} --scale {scale} --seed {seed}`"
         )
-    info = read_json(place / "card.json")
+    info, metrics = read_json(place / "card.json"), read_json(place / "metrics.json")
     if not isinstance(info, dict) or info.get("hash") != card.hash:
         got = info.get("hash") if isinstance(info, dict) else type(info).__name__
         raise _check.TinyhallError(f"artifact: expected one of card {card.name}-{scale} ({card.hash}), got {got} in {place}")
-    return Artifact(place, card, info, read_json(place / "metrics.json"))
+    if info.get("seed") != seed or not isinstance(info.get("device"), str) or not isinstance(metrics, dict) or not metrics:
+        raise _check.TinyhallError(f"artifact: expected seed {seed}, a device and metrics, got something else in {place}")
+    return Artifact(place, card, info, metrics)
 
 
 def available(root: str | Path = "artifacts") -> list[tuple[str, str, int]]:
     """(card, scale, seed) of every artifact under root that its card still stands by."""
-    found = []
+    found: list[Any] = []
     for file in sorted(Path(root).glob("*/seed*/card.json")):
         info = read_json(file)
-        card, scale, seed = info.get("card", {}).get("name"), info.get("card", {}).get("scale"), info.get("seed")
+        if not isinstance(info, dict) or not isinstance(info.get("card"), dict):
+            raise _check.TinyhallError(f"artifact: expected what a card left, got something else in {file}")
+        card, scale, seed = info["card"].get("name"), info["card"].get("scale"), info.get("seed")
         if card in cards.CARDS and info.get("hash") == cards.get(card, scale).hash:
             found.append((card, scale, seed))
     return found

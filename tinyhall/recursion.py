@@ -181,6 +181,8 @@ def _generations(
             drawn = _drawn(place)
             if state.get("drew") != fingerprint(drawn.x):
                 raise _check.TinyhallError(f"samples: expected {state.get('drew')}, got {fingerprint(drawn.x)} in {place}")
+            if list(drawn.scores) != [metric.name]:
+                raise _check.TinyhallError(f"samples: expected scores {metric.name}, got {list(drawn.scores)} in {place}")
         else:
             # Held while it is made, not where the training locks too: two processes on an arm would write the same files.
             with contextlib.nullcontext() if rank() else alone(place.parent):
@@ -221,10 +223,16 @@ def _finished(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
 
 def _drawn(place: Path) -> Samples:
     tensors, _ = read_tensors(place / "samples.safetensors")
-    if "x" not in tensors:
-        raise _check.TinyhallError(f"samples: expected a tensor x, got {', '.join(sorted(tensors))} in {place}")
-    x, label = tensors.pop("x"), tensors.pop("label", None)
-    return Samples(x, {k.removeprefix("score."): v for k, v in tensors.items()}, label)
+    got = ", ".join(sorted(tensors))
+    x, label = tensors.pop("x", None), tensors.pop("label", None)
+    scores = {k.removeprefix("score."): v for k, v in tensors.items()}
+    if (
+        x is None
+        or not scores
+        or any(v.shape != x.shape[:1] or v.dtype != x.dtype or bool(v.isnan().any()) for v in scores.values())
+    ):
+        raise _check.TinyhallError(f"samples: expected a tensor x and a score for each, got {got} in {place}")
+    return Samples(x, scores, label)
 
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:
