@@ -1,9 +1,9 @@
-"""The command line: `python -m tinyhall train|sample|reproduce|info`."""
+"""The command line: `python -m tinyhall train|sample|reproduce|bench|info`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,6 +98,17 @@ def reproduce(common: Common, root: Path) -> None:
     print(f"{made.measured}; in {made.folder}")
 
 
+def bench(tasks: Sequence[str], scale: str | None, seed: int, device: str | None, quiet: bool, root: Path) -> None:
+    from . import bench as bench_
+
+    names = list(tasks) or list(bench_.TASKS)
+    for name in names:
+        bench_.task(name)  # a slip in the last one should not cost the time of the others
+    for name in names:
+        result = bench_.run(name, scale, seed, root=root, device=device, progress=not quiet)
+        print("\n".join(bench_.table({name: result})), flush=True)
+
+
 def info(root: Path) -> None:
     import torch
 
@@ -130,11 +141,24 @@ def main(argv: list[str] | None = None) -> None:
         """Train, draw, judge, score: write the artifact that the book loads."""
         reproduce(common, root)
 
+    def bench_(
+        tasks: tuple[str, ...] = (),
+        scale: str | None = None,
+        seed: int = 0,
+        device: str | None = None,
+        quiet: bool = False,
+        root: Path = Path("book/artifacts"),
+    ) -> None:
+        """Tune and measure all detectors and cures on stored models: all tasks, or those named."""
+        bench(tasks, scale, seed, device, quiet, root)
+
     def info_(root: Path = Path("book/artifacts")) -> None:
         """List cards, artifacts and the device."""
         info(root)
 
-    commands: dict[str, Callable[..., Any]] = {"train": train_, "sample": sample_, "reproduce": reproduce_, "info": info_}
+    commands: dict[str, Callable[..., Any]] = {
+        "train": train_, "sample": sample_, "reproduce": reproduce_, "bench": bench_, "info": info_,
+    }  # fmt: skip
     try:
         tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="tinyhall")
     except _check.TinyhallError as error:

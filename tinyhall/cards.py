@@ -126,6 +126,19 @@ class GaussianCard(Card):
 
 
 @dataclass(frozen=True)
+class TightCard(GaussianCard):
+    """The 25 modes on which arXiv 2605.06831 compares samplers, 100 std apart, not 40; its schedule, and a network of its size,
+    64 wide. There time is added once, at the input, and the rate falls to a tenth; here it is the MLP of all other cards, and
+    its rate."""
+
+    def data(self) -> GaussianMixture:
+        return GaussianMixture.grid(std=0.02)
+
+    def net(self, seed: int, purpose: str = "weights") -> MLP:
+        return MLP(2, 64, self.blocks, self.shared, stream(seed, purpose))
+
+
+@dataclass(frozen=True)
 class ImageCard(Card):
     """A U-Net's model of images. The weights kept are their moving average.
 
@@ -327,6 +340,9 @@ CARDS: dict[str, Card] = {
         _plane("diamond"),
         # The paper's rotation also shrinks: this one does not.
         _plane("diamond-spaced"),
+        TightCard(
+            "grid-tight", layout="grid", n=100_000, steps=100_000, samples=500_000, beta_start=1e-4, beta_end=0.02, shared=False
+        ),
         _shapes("shapes"),
         # The same steps at other n.
         _shapes("shapes-n500", n=500),

@@ -205,6 +205,13 @@ class GaussianMixture:
         norm = 0.5 * self.dim * torch.log(2 * math.pi * variance) + math.log(len(self.means))
         return torch.logsumexp(log_w, 1) - norm.reshape(-1), torch.softmax(log_w, 1)
 
+    def log_modes(self, schedule: Schedule, x: Float[Tensor, "n dim"], t: Int[Tensor, " m"]) -> Float[Tensor, "n modes"]:
+        """log p(mode | x_t), float64: which mode a noised point comes from. t is one for all `[1]`, or one each `[n]`."""
+        log_bar = schedule.log_alpha_bar.to(x.device)[t]
+        variance = (log_bar.exp() * self.std**2 - torch.expm1(log_bar)).reshape(-1, 1)
+        gap = (x.double()[:, None] - (0.5 * log_bar).exp().reshape(-1, 1, 1) * self.means.to(x.device)).square().sum(-1)
+        return (-0.5 * gap / variance).log_softmax(1)
+
     def denoiser(self, schedule: Schedule) -> Callable[..., Tensor]:
         """The exact noise prediction E[eps | x_t], under the same call as a network; float64 inside.
 

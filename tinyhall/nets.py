@@ -135,7 +135,7 @@ class Tabulated:
         self.net, self.low, self.high = net, low, high
         self.per_unit = (points - 1) / (high - low)
         x = torch.linspace(low, high, points, device=device)[:, None]
-        with torch.inference_mode():
+        with torch.no_grad():
             rows = [net(x, torch.tensor([t], device=device).expand(points))[:, 0].float() for t in range(steps)]
         self.table = torch.stack(rows)  # [steps, points]
 

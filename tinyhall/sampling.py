@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -56,14 +57,29 @@ def _move(schedule: Schedule, t: int, to: int, sigma2: Callable[[float, float], 
     return Move(t, keep, push, math.sqrt(variance))
 
 
-def _times(schedule: Schedule, steps: int | None) -> list[int]:
-    """`steps` values of t, falling, evenly spaced over the part of the schedule that still holds signal.
+def quadratic(schedule: Schedule, steps: int) -> tuple[int, ...]:
+    """`steps` falling values of t up to 0.8 T whose roots are evenly spaced, so that most of them are near the data; for the
+    `steps` of a sampler (Song et al. 2021, appendix D.3)."""
+    if not 2 <= _check.positive_int("steps", steps) <= 0.8 * schedule.steps:
+        raise _check.fail("steps", steps, f"2 to {int(0.8 * schedule.steps)}")
+    times: list[int] = []
+    for root in torch.linspace(0, math.sqrt(0.8 * schedule.steps), steps, dtype=torch.float64).tolist():
+        times.append(max(round(root**2), times[-1] + 1) if times else 0)
+    return tuple(min(t, schedule.steps - 1) for t in reversed(times))
+
+
+def _times(schedule: Schedule, steps: int | Sequence[int] | None) -> list[int]:
+    """The values of t themselves, or `steps` of them, falling, evenly spaced over the part of the schedule that holds signal.
 
     The paper's schedule is noise from t = 363 on (alpha_bar < 1e-6): a short sampler that visited the rest would waste most of
     its steps, and multiply x by thousands in each. A schedule that never falls so low is spaced over all of it.
     """
     if steps is None or steps == schedule.steps:
         return list(range(schedule.steps - 1, -1, -1))
+    if isinstance(steps, Sequence):
+        if not steps or any(a <= b for a, b in pairwise(steps)) or not 0 <= steps[-1] <= steps[0] < schedule.steps:
+            raise _check.fail("steps", steps, f"falling values of t in 0..{schedule.steps - 1}")
+        return list(steps)
     if _check.positive_int("steps", steps) > schedule.steps:
         raise _check.fail("steps", steps, f"at most {schedule.steps}, the schedule's number of steps")
     last = min(int((schedule.alpha_bar >= 1e-6).sum()), schedule.steps - 1)
@@ -79,11 +95,11 @@ class ddpm:
 
     Args:
         variance: "large" (beta_t, the paper's choice) or "small" (that of the posterior).
-        steps: fewer than T to skip some; None for all.
+        steps: fewer than T to skip some, or the falling values of t to visit; None for all.
     """
 
     variance: str = "large"
-    steps: int | None = None
+    steps: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.variance not in ("large", "small"):
@@ -103,7 +119,7 @@ class ddim:
     """Song et al. 2021, eq. 12 and 16: eta = 0 adds no noise, eta = 1 as much as `ddpm("small")`."""
 
     eta: float = 0.0
-    steps: int | None = None
+    steps: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.eta, bool) or not isinstance(self.eta, (int, float)) or not 0 <= self.eta <= 1:
@@ -123,7 +139,7 @@ class hybrid:
 
     stochastic: int = 4
     variance: str = "small"
-    steps: int | None = None
+    steps: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         _check.positive_int("stochastic", self.stochastic)
@@ -198,10 +214,14 @@ def reverse(
     Raises:
         TinyhallError: at once for bad arguments; in mid-run if the network returns another shape, or a state is not finite.
     """
-    if len(shape) < 2 or any(not isinstance(s, int) or s < 1 for s in shape):
-        raise _check.fail("shape", tuple(shape), "(n, *shape), each at least 1")
+    if not isinstance(shape, Sequence) or len(shape) < 2 or any(not isinstance(s, int) or s < 1 for s in shape):
+        raise _check.fail("shape", shape, "(n, *shape), each at least 1")
     if guidance is not None and label is None:
         raise _check.TinyhallError("guidance: expected a label beside it, got none")
+    if guidance is not None:
+        _check.number("guidance", guidance, "a finite number", math.isfinite)
+    if label is not None:
+        _check.labels("label", label, shape[0])
     place = _device.pick(device if device is not None else where(net))
     noise: Noise = _Stream(generator, place) if isinstance(generator, torch.Generator) else generator
     if x is not None:
@@ -228,8 +248,8 @@ def _walk(
         # An expanded scalar, not n copies: a network may notice and work its time features out once.
         t = torch.tensor([move.t], device=device).expand(shape[0])
         with torch.no_grad():
-            eps = _predict(net, x, t, label, guidance)
-            if eps.shape != x.shape:
+            eps = predict(net, x, t, label, guidance)
+            if not isinstance(eps, Tensor) or eps.shape != x.shape:
                 raise _check.fail("net", eps, f"eps of x's shape {shape}")
             x0_hat = schedule.predict_x0(x, t[:1], eps)
             x = move.keep * x + move.push * eps
@@ -241,7 +261,8 @@ def _walk(
         raise _check.TinyhallError(f"samples: expected finite values, got {bad} of {shape[0]} that are not")
 
 
-def _predict(net: Net, x: Tensor, t: Tensor, label: Tensor | None, guidance: float | None) -> Tensor:
+def predict(net: Net, x: Tensor, t: Tensor, label: Tensor | None, guidance: float | None) -> Tensor:
+    """eps at x `[n, *shape]` and t `[n]` under a label and classifier-free guidance, as `reverse` takes them."""
     if label is None:
         return net(x, t)
     if guidance is None:
@@ -306,8 +327,8 @@ def sample(
     numbers = math.prod(one)
     block = max(1, 65_536 // numbers)
     batch = max(block, 2**20 // numbers) if batch_size is None else _check.positive_int("batch_size", batch_size)
-    if label is not None and tuple(label.shape) != (n,):
-        raise _check.fail("label", label, f"shape [{n}]")
+    if label is not None:
+        _check.labels("label", label, n)
     place = _device.pick(device if device is not None else where(net))
     for metric in metrics:
         metric.check(schedule)
@@ -340,6 +361,6 @@ def sample(
 def _sample_shape(net: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
     if shape is None:
         shape = getattr(net, "shape", None) or ((net.dim,) if isinstance(getattr(net, "dim", None), int) else None)
-    if shape is None or not len(shape) or any(not isinstance(s, int) or s < 1 for s in shape):
+    if not isinstance(shape, Sequence) or not len(shape) or any(not isinstance(s, int) or s < 1 for s in shape):
         raise _check.fail("shape", shape, "the shape of one sample, such as (2,)")
     return tuple(shape)
