@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 class TinyhallError(ValueError):
     """Bad input, a bad file, or a run that cannot go on. The message is one line; the command line exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 def describe(value: Any) -> str:
@@ -34,6 +38,19 @@ def positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise fail(name, value, "a finite number above 0")
     return float(value)
+
+
+def number(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> float:
+    """A number for which `fits`; `expected` says so in words."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+        raise fail(name, value, expected)
+    return float(value)
+
+
+def labels(name: str, value: Any, n: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or tuple(value.shape) != (n,):
+        raise fail(name, value, f"int64 of shape [{n}]")
+    return value
 
 
 def floats(name: str, value: Any, *, ndim: int | None = None, finite: bool = True) -> Tensor:

@@ -31,7 +31,7 @@ def pick(name: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise _check.fail("device", str(name), "a device of this machine (cpu, cuda, cuda:0, mps)") from error
     return device
 

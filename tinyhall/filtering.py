@@ -35,8 +35,7 @@ class Filter:
             TinyhallError: no hallucinated sample to set it by, or a share outside (0, 1].
         """
         stats._labelled(scores, hallucinated)
-        if not 0 < remove <= 1:
-            raise _check.fail("remove", remove, "a share in (0, 1]")
+        _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
         bad = scores[hallucinated].sort(descending=True).values
         if not len(bad):
             raise _check.TinyhallError("hallucinated: expected at least one to set the threshold by, got none")
@@ -58,6 +57,8 @@ class Filter:
 
 def keep_k(scores: Float[Tensor, " n"], k: int) -> Int[Tensor, " k"]:
     """Indices, rising, of the k lowest scores: the paper's filter between generations. Of equal scores the earlier stays."""
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 1:
+        raise _check.fail("scores", scores, "a tensor of shape [n]")
     if _check.positive_int("k", k) > len(scores):
         raise _check.fail("k", k, f"at most {len(scores)}, the number of scores")
     return scores.argsort(stable=True)[:k].sort().values
@@ -65,7 +66,7 @@ def keep_k(scores: Float[Tensor, " n"], k: int) -> Int[Tensor, " k"]:
 
 def split(n: int, generator: torch.Generator, share: float = 0.5) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"]]:
     """Shuffled indices 0..n-1 in two parts: calibration, held-out."""
-    if _check.positive_int("n", n) < 2 or not 0 < share < 1:
+    if _check.positive_int("n", n) < 2 or isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
         raise _check.TinyhallError(f"n, share: expected n >= 2 and 0 < share < 1, got {n} and {share}")
     order = torch.randperm(n, generator=generator, device=generator.device).cpu()
     cut = min(max(round(n * share), 1), n - 1)

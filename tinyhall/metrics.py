@@ -128,6 +128,10 @@ def denoising_error(
     Unlike the trajectory variance it needs the finished sample alone. Near the data it measures the local intrinsic dimension
     that the model sees (arXiv 2605.05026).
     """
+    _check.floats("x", x)
+    if any(type(t) is not int or not 0 <= t < schedule.steps for t in times):
+        raise _check.fail("times", times, f"values of t in 0..{schedule.steps - 1}")
+    _check.positive_int("repeats", repeats)
     out = torch.zeros(len(x), len(times), dtype=torch.float64)
     size = max(2**18 // x[0].numel(), 1)
     with torch.no_grad():

@@ -71,8 +71,7 @@ def select(samples: Samples, arm: str, keep: int, drop: float, generator: torch.
 def needed(keep: int, drop: float) -> int:
     """How many samples leave `keep` when the share `drop` of them goes."""
     _check.positive_int("keep", keep)
-    if not 0 <= drop < 1:
-        raise _check.fail("drop", drop, "a share in [0, 1)")
+    _check.number("drop", drop, "a share in [0, 1)", lambda v: 0 <= v < 1)
     return round(keep / (1 - drop))
 
 
@@ -135,8 +134,8 @@ def recurse(
     draw = least if draw is None else _check.positive_int("draw", draw)
     if draw < least:
         raise _check.TinyhallError(f"draw: expected at least {least}, to keep {len(data)} and drop {drop:.2%}, got {draw}")
-    if isinstance(real, bool) or not 0 <= real < 1 or (real and accumulate):
-        raise _check.fail("real", real, "0 beside accumulate" if accumulate else "a share in [0, 1)")
+    share = "0 beside accumulate" if accumulate else "a share in [0, 1)"
+    _check.number("real", real, share, lambda v: v == 0 if accumulate else 0 <= v < 1)
     metric = metric or TrajectoryVariance((0, 10))
     metric.check(schedule)
     if isinstance(metric, TrajectoryVariance):
@@ -150,8 +149,7 @@ def recurse(
         "sampler": _moves(sampler, schedule), "seed": seed,
     }  # fmt: skip
     if label is not None:
-        if label.dtype != torch.int64 or tuple(label.shape) != (len(data),):
-            raise _check.fail("label", label, f"int64 of shape [{len(data)}]")
+        _check.labels("label", label, len(data))
         settings |= {"label": fingerprint(label), "guidance": guidance}
     elif guidance is not None:
         raise _check.TinyhallError("guidance: expected a label beside it, got none")

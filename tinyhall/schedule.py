@@ -47,8 +47,7 @@ class Schedule:
         """beta grows linearly from beta_start to beta_end. The defaults are those of the paper's Gaussians."""
         steps = _check.positive_int("steps", steps)
         for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise _check.fail(name, value, "a number in (0, 1)")
+            _check.number(name, value, "a number in (0, 1)", lambda v: 0 < v < 1)
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         return cls(betas, f"linear({beta_start:g}, {beta_end:g}, {steps})")
 
@@ -56,6 +55,8 @@ class Schedule:
     def cosine(cls, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
         """alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17), each beta at most max_beta."""
         steps = _check.positive_int("steps", steps)
+        _check.number("offset", offset, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        _check.number("max_beta", max_beta, "a number in (0, 1)", lambda v: 0 < v < 1)
         u = torch.arange(steps + 1, dtype=torch.float64) / steps
         f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls((1 - f[1:] / f[:-1]).clamp(max=max_beta), f"cosine({steps})")
@@ -67,9 +68,11 @@ class Schedule:
         Raises:
             TinyhallError: values that do not fall or leave (0, 1), or that do not end in noise.
         """
+        if not isinstance(alpha_bar, Tensor) or alpha_bar.ndim != 1:
+            raise _check.fail("alpha_bar", alpha_bar, "falling values in (0, 1), shape [T]")
         a = alpha_bar.double()
         before = torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]])
-        if a.ndim != 1 or not len(a) or not bool(((a > 0) & (a < before)).all()):
+        if not len(a) or not bool(((a > 0) & (a < before)).all()):
             raise _check.fail("alpha_bar", alpha_bar, "falling values in (0, 1), shape [T]")
         return cls(1 - a / before, name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Estimate(NamedTuple):
 
 def fraction(k: int, n: int) -> Estimate:
     """k of n, with Wilson's 95% interval (Wilson 1927): usable at k = 0 too."""
-    if not 0 <= k <= n or n < 1:
+    if any(isinstance(v, bool) or not isinstance(v, Integral) for v in (k, n)) or not 0 <= k <= n or n < 1:
         raise _check.TinyhallError(f"k, n: expected 0 <= k <= n and n >= 1, got k={k}, n={n}")
     from scipy.stats import binomtest
 
@@ -82,7 +83,7 @@ def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"], strata: Int
     _labelled(scores, positive)
     if strata is None:
         strata = torch.zeros(len(scores), dtype=torch.int64)
-    elif strata.shape != scores.shape:
+    elif not isinstance(strata, Tensor) or strata.dtype.is_floating_point or strata.shape != scores.shape:
         raise _check.fail("strata", strata, f"shape {tuple(scores.shape)}")
     pairs, value, variance, positives = 0, 0.0, 0.0, 0
     for stratum in strata.unique():

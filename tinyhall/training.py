@@ -141,10 +141,9 @@ def start(
 ) -> Run:
     """A run at step 0. `note` is any text that a checkpoint must agree on, such as a card's hash."""
     _check.positive("lr", lr)
-    if isinstance(label_dropout, bool) or not isinstance(label_dropout, (int, float)) or not 0 <= label_dropout <= 1:
-        raise _check.fail("label_dropout", label_dropout, "a share in [0, 1]")
-    if ema is not None and not 0 < ema < 1:
-        raise _check.fail("ema", ema, "None or a number in (0, 1)")
+    _check.number("label_dropout", label_dropout, "a share in [0, 1]", lambda v: 0 <= v <= 1)
+    if ema is not None:
+        _check.number("ema", ema, "None or a number in (0, 1)", lambda v: 0 < v < 1)
     settings = {
         "batch_size": batch_size,
         "lr": lr,
@@ -155,6 +154,7 @@ def start(
         "note": note,
     }
     if label is not None:
+        _check.labels("label", label, len(data))
         settings |= {"label": fingerprint(label), "label_dropout": label_dropout}
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
     average = None if ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
@@ -209,8 +209,8 @@ def train(
     batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
     if generator.device.type != device.type:
         raise _check.TinyhallError(f"generator: expected one on {device}, the network's device, got {generator.device}")
-    if label is not None and (label.dtype != torch.int64 or tuple(label.shape) != (len(data),)):
-        raise _check.fail("label", label, f"int64 of shape [{len(data)}]")
+    if label is not None:
+        _check.labels("label", label, len(data))
     run = run or start(
         net,
         data,
