@@ -12,7 +12,7 @@ import torch
 from common import ROOT, one_line, same_bits
 
 import tinyhall
-from tinyhall import cards, experiments
+from tinyhall import bench, cards, experiments
 from tinyhall._check import TinyhallError
 from tinyhall.cards import CARDS, SCALES, GaussianCard, get, stream
 
@@ -147,6 +147,7 @@ def test_a_chapter_s_switch_makes_artifacts_that_the_book_has(chapter: Path, mon
     assert "RETRAIN = False" in first
     made: list[tuple[str, str, int]] = []
     monkeypatch.setattr(tinyhall, "reproduce", lambda card, seed=0, **_: made.append((card.name, card.scale, seed)))
+    monkeypatch.setattr(bench, "run", lambda task, scale, seed=0: made.append((bench.task(task).card, scale, seed)))
     monkeypatch.delenv("TINYHALL_SCALE", raising=False)
     monkeypatch.chdir(chapter.parent)
     exec(first.replace("RETRAIN = False", "RETRAIN = True"), {})

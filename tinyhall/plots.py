@@ -128,7 +128,7 @@ def intervals(
     if log:
         ax.set_yscale("log")
     if len(series) > 1:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=len(series))
+        figure.legend(loc="outside upper center", ncols=min(len(series), 4))
     return figure
 
 
