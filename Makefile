@@ -16,7 +16,7 @@ export PYTHONNOUSERSITE := 1
 # Threads that spin while they wait would take the processor from what they wait for, where two programs share two cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install book pages test notebooks format bench slow clean
+.PHONY: help install book pages test notebooks format bench slow torture clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make notebooks  run the chapters and store their outputs (only=book/NAME.ipynb for one)"
 	@echo "make format     put code and notebooks in order"
 	@echo "make slow       the tests that take longer"
+	@echo "make torture    kills, damaged files, full disks, broken chapters; writes book/faults.md"
 	@echo "make bench      memory, and with paper=PATH speed against the code of the paper"
 	@echo "make clean      remove what was built; .venv and runs/ stay"
 
@@ -67,6 +68,9 @@ format: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+torture: $(STAMP)
+	$(BIN)/python tests/torture.py
 
 # Without the shape checks of the other tests, which would be measured too.
 bench: $(STAMP)
