@@ -42,9 +42,9 @@ class Seen(NamedTuple):
     schedule: Schedule
     other: Sampler  # with noise, where the one that drew them has none; and the reverse
     data: Dataset
-    real: Tensor  # [m, *shape], what the network was trained on
-    x: Tensor  # [n, *shape]
-    states: dict[int, Tensor]  # t: the state [n, *shape] at which the network was asked
+    real: Tensor  # `[m, *shape]`, what the network was trained on
+    x: Tensor  # `[n, *shape]`
+    states: dict[int, Tensor]  # t: the state `[n, *shape]` at which the network was asked
     stretches: list[TrajectoryVariance]  # over windows that adjoin
 
 
@@ -303,7 +303,7 @@ def levels(schedule: Schedule, sampler: Sampler) -> list[int]:
 class Drawn(NamedTuple):
     """Samples of one sampler, and each detector's scores under each of its settings."""
 
-    x: Tensor  # [n, *shape]
+    x: Tensor  # `[n, *shape]`
     bad: Bool[Tensor, " n"]
     scores: dict[str, dict[Any, Tensor]]
 
