@@ -1,0 +1,43 @@
+"""What a notebook owes to those who read it otherwise than by eye, or not in its order."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from common import ROOT
+
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+TERMS = set(re.findall(r"^(\w[^\n]*)$", (ROOT / "book" / "glossary.md").read_text().split("```")[1], re.MULTILINE)) - {
+    "{glossary}"
+}
+
+
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["cells"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_picture_says_what_it_shows(path: Path) -> None:
+    for number, cell in enumerate(cells(path)):
+        shown = any(kind.startswith("image/") for o in cell.get("outputs", []) for kind in o.get("data", {}))
+        said = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+        assert shown == bool(said), f"cell {number}"
+        if shown:
+            # A sentence, and no figure that another run would make false.
+            assert len(said.split()) > 8 and said.endswith("."), f"cell {number}"
+            assert not re.search(r"\d[.,]\d|\d%", said), f"cell {number}"
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name[0].isdigit()], ids=lambda p: p.stem)
+def test_a_chapter_links_its_words_to_the_glossary(path: Path) -> None:
+    linked = {
+        term
+        for cell in cells(path)
+        if cell["cell_type"] == "markdown"
+        for term in re.findall(r"{term}`([^`<]+)`", "".join(cell["source"]))
+    }
+    assert len(linked) >= 3
+    assert linked <= TERMS
