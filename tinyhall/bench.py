@@ -259,11 +259,12 @@ class Model:
             return net
 
         out: dict[str, dict[str, Cure]] = {
-            "fixed-small variance": {"": Cure(plain, ddpm("small", self.steps))},
             "DDIM": {"": Cure(plain, ddim(steps=self.steps))},
             "DDIM, then noise": {f"{k} steps": Cure(plain, hybrid(k, "small", self.steps)) for k in (2, 4, 8)},
             "eta": {f"{eta:g}": Cure(plain, ddim(eta, self.steps)) for eta in (0.25, 0.5, 0.75)},
         }
+        if not self.steps:  # images are drawn with the small variance to begin with
+            out["fixed-small variance"] = {"": Cure(plain, ddpm("small"))}
         if not self.steps and self.schedule.steps >= 1000:
             times = quadratic(self.schedule, 50)
             out["DDIM, 50 quadratic steps"] = {"": Cure(plain, ddim(steps=times))}
