@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,12 @@ import pytest
 import torch
 from common import one_line, seeded
 
-from tinyhall import explore
+from tinyhall import datasets, explore
 from tinyhall._check import TinyhallError
+from tinyhall.nets import MLP
+from tinyhall.sampling import ddim, ddpm, reverse
+from tinyhall.schedule import Schedule
+from tinyhall.training import train
 
 N = 80
 
@@ -215,3 +220,274 @@ def test_without_javascript_a_sentence_stands_there(browser: Any, tmp_path: Path
     figure = explore.threshold(scores, bad)
     with shown(browser, figure, tmp_path, 1000, java_script_enabled=False) as page:
         assert figure.still in page.inner_text("body")
+
+
+LINE, QUICK = datasets.GaussianMixture.line(), Schedule.linear(1e-3, 0.2, 100)
+WAYS = {"DDPM, 20": ddpm("large", 20), "DDIM, 10": ddim(steps=10)}
+
+
+class Mulberry:
+    """The page's normal numbers: the same generator, in Python's integers."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = seed
+
+    def uniform(self) -> float:
+        mask = 2**32 - 1
+        self.state = (self.state + 0x6D2B79F5) & mask
+        mixed = (self.state ^ self.state >> 15) * (self.state | 1) & mask
+        mixed ^= mixed + ((mixed ^ mixed >> 7) * (mixed | 61) & mask) & mask
+        return (mixed ^ mixed >> 14) / 2**32
+
+    def normal(self) -> float:
+        radius = math.sqrt(-2 * math.log(1 - self.uniform()))
+        return radius * math.cos(2 * math.pi * self.uniform())
+
+    def randn(self, shape: Any) -> torch.Tensor:
+        return torch.tensor([self.normal() for _ in range(math.prod(shape))]).reshape(*shape)
+
+
+def halved(shared: bool = True) -> MLP:
+    net = MLP(dim=1, width=16, blocks=2, shared=shared, generator=seeded(3))
+    with torch.no_grad():
+        for value in net.parameters():
+            # Away from the zeros and ones of a fresh network, which would hide a bias or a scale that is not applied.
+            value.copy_((value + 0.1 * torch.randn(value.shape, generator=seeded(value.numel()))).half().float())
+    return net
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_page_computes_the_network(browser: Any, tmp_path: Path, shared: bool) -> None:
+    net = halved(shared)
+    figure = explore.draw(net, QUICK, WAYS, LINE)
+    x, t = torch.linspace(-3, 5, 41), (0, 1, 17, 99)
+    with shown(browser, figure, tmp_path, 1000) as page:
+        script = figure.source.replace("export default { render };", "Object.assign(window, { network, normals });")
+        page.add_script_tag(type="module", content=script)
+        told = page.evaluate(
+            "([net, xs, ts]) => { const eps = network(net); return ts.map((t) => xs.map((x) => eps(x, t))); }",
+            [figure.data["net"], x.tolist(), list(t)],
+        )
+        drawn = page.evaluate("() => Array.from({ length: 6 }, normals(5))")
+    with torch.no_grad():
+        expected = torch.stack([net(x[:, None], torch.full((41,), moment))[:, 0] for moment in t])
+    torch.testing.assert_close(torch.tensor(told), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(drawn), Mulberry(5).randn((6,)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1000])
+def test_drawing_in_the_page(browser: Any, tmp_path: Path, width: int) -> None:
+    net, g = halved(), seeded(2)
+    for _ in train(net, LINE.sample(500, g), QUICK, steps=200, batch_size=500, lr=5e-3, generator=g):
+        pass  # until some samples are in support and some are not
+    net.load_state_dict({name: value.half().float() for name, value in net.state_dict().items()})
+    figure = explore.draw(net, QUICK, WAYS, LINE, within=8)
+
+    def expected(way: str, seed: int, n: int) -> str:
+        noise = Mulberry(seed)
+        x = []
+        for _ in range(n // 100):
+            *_, last = reverse(net, QUICK, (100, 1), sampler=WAYS[way], generator=noise)
+            x.append(last.x)
+        wrong = int((~LINE.in_support(torch.cat(x), 8)).sum())
+        assert 0 < wrong < n
+        return f"drawn {n} of {n}; beyond 8 std of every mode: {wrong} ({100 * wrong / n:.1f}%)"
+
+    with shown(browser, figure, tmp_path, width) as page:
+        told, count, seed = page.locator("output"), page.get_by_label("samples"), page.get_by_label("seed")
+        assert told.inner_text() == "300 samples from seed 0, DDPM, 20: press Draw."
+        seed.press("ArrowRight")
+        count.press("ArrowLeft")
+        assert told.inner_text() == "200 samples from seed 1, DDPM, 20: press Draw."
+        for way in WAYS:
+            page.get_by_label("sampler").select_option(way)
+            page.get_by_role("button", name="Draw").press("Enter")
+            page.get_by_role("button", name="Draw").wait_for()  # it says Stop while it runs
+            assert told.inner_text() == expected(way, 1, 200)
+        heights = page.eval_on_selector_all("rect", "all => all.map((r) => Number(r.getAttribute('height')))")
+        assert len(heights) == 160
+        assert any(heights)
+        count.press("End")
+        page.get_by_role("button", name="Draw").click()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Draw").wait_for()
+        assert "1000 of 1000" not in told.inner_text()
+
+
+def plane_samples() -> dict[str, Any]:
+    g = seeded(6)
+    data = datasets.GaussianMixture.grid(side=3)
+    x = torch.cat([data.sample(40, g), data.means[:4].float() / 2])
+    return {
+        "t": (4, 2, 0), "x": x, "x0_hat": torch.stack([x + s * torch.randn(x.shape, generator=g) for s in (0.5, 0.2, 0.01)], 1),
+        "scores": torch.rand(len(x), generator=g) + 0.1, "data": data,
+    }  # fmt: skip
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1000])
+def test_the_brush_tells_what_is_under_it(browser: Any, tmp_path: Path, width: int) -> None:
+    given = plane_samples()
+    figure = explore.brush(**given)
+    x, bad = given["x"], ~given["data"].in_support(given["x"])
+    logs = torch.tensor(figure.data["scores"], dtype=torch.float64)
+
+    def middle(rows: torch.Tensor) -> str:
+        return f"10^{float(logs[rows].quantile(0.5, interpolation='lower')):.1f}" if bool(rows.any()) else "-"
+
+    with shown(browser, figure, tmp_path, width) as page:
+        told = page.locator("output")
+        across, up, size = (page.get_by_label(f"brush, {name}") for name in ("across", "up", "size"))
+
+        def check() -> int:
+            a, b, r = (float(s.input_value()) for s in (across, up, size))
+            rows = ((x - torch.tensor([a, b])).abs() <= r).all(1)
+            assert told.inner_text() == (
+                f"brush at ({a:.2f}, {b:.2f}) and {r:.2f} around: {int(rows.sum())} of 44 samples, {int((rows & bad).sum())} "
+                f"hallucinated; median trajectory variance: {middle(rows)}, of all: {middle(rows | True)}"
+            )
+            assert page.locator(".th-picked").count() == int(rows.sum())
+            return int(rows.sum())
+
+        assert check() > 0
+        size.press("End")
+        check()
+        across.press("ArrowLeft")
+        up.press("Home")
+        check()
+        size.press("Home")
+        box = page.locator("svg").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.3)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.52, box["y"] + box["height"] * 0.46)
+        page.mouse.up()
+        assert abs(float(across.input_value())) < 0.2
+        assert abs(float(up.input_value())) < 0.2
+        size.press("PageUp")
+        check()
+        drawn = page.eval_on_selector_all("polyline", "all => all.filter((p) => p.getAttribute('points')).length")
+        assert drawn == 2 * check()  # a trail and a curve for each
+
+
+@pytest.mark.browser
+def test_a_gallery_is_sorted(browser: Any, tmp_path: Path) -> None:
+    g = seeded(7)
+    kind = torch.arange(20) % 3
+    scores = {"variance": torch.rand(20, generator=g), "area": torch.rand(20, generator=g)}
+    names = ("in support", "six", "four")
+    figure = explore.gallery(torch.randn(20, 3, 8, 8, generator=g), scores, kind, names)
+    with shown(browser, figure, tmp_path, 390) as page:
+        told, tiles = page.locator("output"), page.locator(".th-tile")
+        for name in scores:
+            for which, shown_kind in enumerate(("all", *names)):
+                page.get_by_label("sorted by", exact=True).select_option(name)
+                page.get_by_label("shown", exact=True).select_option(shown_kind)
+                order = [i for i in scores[name].argsort(descending=True).tolist() if which == 0 or kind[i] == which - 1]
+                first, wrong = sum(int(kind[i]) > 0 for i in order[:12]), sum(int(kind[i]) > 0 for i in order)
+                assert told.inner_text() == (
+                    f"{len(order)} of 20 images by {name}: {first} of the first {min(12, len(order))} are hallucinated, "
+                    f"{wrong} of all shown"
+                )
+                places = tiles.evaluate_all("all => all.map((tile) => tile.style.backgroundPosition)")
+                assert places == [f"{-(i % 12) * 48}px {-(i // 12) * 48}px" for i in order]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1000])
+def test_generations_by_keyboard_and_button(browser: Any, tmp_path: Path, width: int) -> None:
+    g = seeded(8)
+    arms = ("nothing dropped", "dropped")
+    images = {arm: torch.randn(3, 5, 1, 8, 8, generator=g) for arm in arms}
+    bad = {arm: torch.rand(3, 5, generator=g) < 0.5 for arm in arms}
+    figures = {arm: [{"FID": f"{10 * i + j}", "recall": "5%"} for i in range(3)] for j, arm in enumerate(arms)}
+    figure = explore.generations(images, bad, figures)
+
+    def expected(i: int) -> str:
+        return f"generation {i + 1} of 3: " + "; ".join(f"{arm}, {int(bad[arm][i].sum())} of 5 hallucinated" for arm in arms)
+
+    with shown(browser, figure, tmp_path, width) as page:
+        told, slider = page.locator("output"), page.get_by_role("slider")
+        assert told.inner_text() == expected(0)
+        slider.press("ArrowRight")
+        assert told.inner_text() == expected(1)
+        assert page.locator("p.th-told").all_inner_texts() == [f"{arm}: FID {10 + j}, recall 5%" for j, arm in enumerate(arms)]
+        assert page.locator(".th-is-bad").count() == sum(int(bad[arm][1].sum()) for arm in arms)
+        page.get_by_role("button", name="Play").click()
+        page.get_by_role("button", name="Play").wait_for()
+        assert told.inner_text() == expected(2)
+
+
+def tale() -> dict[str, Any]:
+    g = seeded(9)
+    return {
+        "forward": torch.randn(3, 8, 2, generator=g), "backward": torch.randn(4, 8, 2, generator=g),
+        "bad": torch.arange(8) % 4 == 0, "removed": torch.arange(8) % 2 == 0,
+        "captions": ["One.", "Two.", "Three.", "Four.", "Five."],
+    }  # fmt: skip
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1000])
+def test_a_story_is_told_and_can_be_stopped(browser: Any, tmp_path: Path, width: int) -> None:
+    figure = explore.story(**tale())
+    with shown(browser, figure, tmp_path, width) as page:
+        page.get_by_role("button", name="Pause").click()  # it has begun by itself
+        stopped = page.locator("output").inner_text()
+        page.wait_for_timeout(400)
+        assert page.locator("output").inner_text() == stopped
+
+
+@pytest.mark.browser
+def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) -> None:
+    figure = explore.story(**tale())
+    scenes = figure.data["scenes"]
+    with shown(browser, figure, tmp_path, 1000, reduced_motion="reduce") as page:
+        page.wait_for_timeout(400)
+        told, slider, said = page.locator("output"), page.get_by_role("slider"), page.locator(".th-caption")
+        assert told.inner_text() == f"1 of 5, picture 1 of {len(scenes)}"
+        for frame in (1, scenes.index(1), scenes.index(2), scenes.index(3), len(scenes) - 1):
+            slider.evaluate("(s, v) => { s.value = v; s.dispatchEvent(new Event('input')); }", frame)
+            assert said.inner_text() == figure.data["captions"][scenes[frame]]
+            assert page.locator(".th-bad").count() == (2 if scenes[frame] >= 3 else 0)
+            assert page.locator(".th-gone").count() == (4 if scenes[frame] == 4 else 0)
+        slider.press("Home")
+        page.get_by_role("button", name="Play").click()  # asked for, it moves
+        page.get_by_role("button", name="Pause").click()
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: explore.draw(MLP(dim=2), QUICK, WAYS, LINE), ("net", "one dimension")),
+        (lambda: explore.draw(halved(), QUICK, {}, LINE), ("samplers", "at least one")),
+        (lambda: explore.brush(**plane_samples() | {"t": (0, 1, 2)}), ("t", "falling")),
+        (lambda: explore.brush(**plane_samples() | {"x0_hat": torch.zeros(44, 2, 2)}), ("x0_hat", "(44, 3, 2)")),
+        (lambda: explore.brush(**plane_samples() | {"scores": torch.zeros(44)}), ("scores", "above 0")),
+        (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {}, torch.zeros(2, dtype=torch.int64), ["a"]), ("scores",)),
+        (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(3)}, torch.zeros(2).long(), ["a"]), ("s", "(2,)")),
+        (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(2)}, torch.ones(2).long(), ["a"]), ("kind",)),
+        (lambda: explore.generations({"a": torch.zeros(2, 3, 1, 8, 8)}, {}, {}), ("images", "arms")),
+        (
+            lambda: explore.generations({"a": torch.zeros(2, 3, 1, 8, 8)}, {"a": torch.zeros(2, 3) > 0}, {"a": [{}]}),
+            ("figures", "2 generations"),
+        ),
+        (lambda: explore.story(**tale() | {"captions": ["One."]}), ("captions", "5 sentences")),
+        (lambda: explore.story(**tale() | {"forward": torch.zeros(3, 7, 2)}), ("forward", "8, 2")),
+    ],
+)
+def test_figures_that_cannot_be(make: Any, parts: tuple[str, ...], unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        make()
+    one_line(caught.value, *parts)
+
+
+def test_rounding_the_weights_changes_next_to_nothing() -> None:
+    """What the page draws from is the artifact's network in half precision."""
+    net = MLP(dim=1, generator=seeded(1))
+    rounded = MLP(dim=1)
+    rounded.load_state_dict({name: value.half().float() for name, value in net.state_dict().items()})
+    x, t = torch.linspace(-3, 6, 200)[:, None], torch.full((200,), 7)
+    with torch.no_grad():
+        torch.testing.assert_close(rounded(x, t), net(x, t), rtol=0, atol=2e-3)

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from html import escape
 from itertools import pairwise
@@ -20,8 +20,12 @@ from typing import Any
 import torch
 
 from . import _check, stats
-from ._typing import Bool, Float, Tensor
+from ._typing import Bool, Float, Int, Tensor
+from .datasets import GaussianMixture
 from .images import quantised
+from .nets import MLP
+from .sampling import Sampler
+from .schedule import Schedule
 
 _MODULES = Path(__file__).parent / "js"
 _STYLE = """
@@ -36,8 +40,11 @@ _STYLE = """
 .th-curve { stroke: #0072B2; stroke-width: 2; fill: none; }
 .th-dot { fill: #D55E00; stroke: currentColor; }
 .th-text { fill: currentColor; font-size: 11px; }
-.th-slider { display: flex; gap: 0.8em; align-items: center; }
-.th-slider input { flex: 1; min-width: 0; }
+.th-slider { display: flex; flex-wrap: wrap; gap: 0.8em; align-items: center; }
+.th-slider .th-slider { flex: 1 1 14em; }
+.th-choice select { min-height: 2.4em; max-width: 100%; font: inherit; color: inherit; background: transparent; }
+.th-choice option { color: #000; background: #fff; }
+.th-slider input { flex: 1 1 8em; min-width: 0; }
 .th-told { font-variant-numeric: tabular-nums; }
 .th-gallery { display: flex; flex-wrap: wrap; gap: 3px; }
 .th-tile { image-rendering: pixelated; border: 2px solid #009E73; box-sizing: content-box; }
@@ -54,6 +61,13 @@ _STYLE = """
 .th-exact { stroke: #0072B2; stroke-width: 2; fill: none; }
 .th-learned { stroke: #E69F00; stroke-width: 2; stroke-dasharray: 5 3; fill: none; }
 .th-key { font-size: 0.85em; margin: 0; }
+.th-solid { fill-opacity: 1; }
+.th-neutral { fill: #0072B2; fill-opacity: 0.7; }
+.th-gone { fill-opacity: 0.12; }
+.th-caption { min-height: 5em; margin: 0; font-size: 1.1em; }
+.th-brush { fill: currentColor; fill-opacity: 0.06; }
+.th-trail { stroke: #0072B2; stroke-opacity: 0.6; fill: none; }
+.th-trail-bad { stroke: #D55E00; stroke-dasharray: 4 2; }
 """
 
 
@@ -221,6 +235,216 @@ def ride(
         "slider and a button move the time."
     )
     return Explorer("ride", data, still)
+
+
+def draw(
+    net: MLP,
+    schedule: Schedule,
+    samplers: Mapping[str, Sampler],
+    data: GaussianMixture,
+    *,
+    within: float = 5.0,
+    bins: int = 160,
+) -> Explorer:
+    """The network itself in the page: its reader draws samples on a line from it, by a sampler, a number and a seed of their
+    choice, and the histogram grows while they run. The weights are rounded to half precision.
+
+    Args:
+        net: over one dimension.
+        samplers: by the name that the reader chooses from.
+        data: its modes say what is hallucinated.
+        within: standard deviations around a mode that count as in support.
+
+    Raises:
+        TinyhallError: a network of more dimensions, or no sampler.
+    """
+    if not isinstance(net, MLP) or net.dim != 1:
+        raise _check.fail("net", net, "an MLP of one dimension")
+    if not samplers:
+        raise _check.fail("samplers", samplers, "at least one")
+    weights = {name: value.detach().cpu().float() for name, value in net.state_dict().items()}
+    modes = [float(v) for v in data.means[:, 0]]
+    margin = 1.5 * data.nearest_spacing
+    data_ = {
+        "net": {
+            "width": net.width, "blocks": net.blocks, "shared": net.shared,
+            "shapes": [[name, value.numel()] for name, value in weights.items()],
+            "packed": _packed(torch.cat([value.flatten() for value in weights.values()]).half()),
+        },
+        "samplers": [[name, _packed(torch.tensor(sampler(schedule)).float())] for name, sampler in samplers.items()],
+        "modes": modes, "std": data.std, "within": within, "bins": bins,
+        "low": min(modes) - margin, "high": max(modes) + margin,
+    }  # fmt: skip
+    still = (
+        f"A network of {sum(v.numel() for v in weights.values()):,} weights, which draws samples between "
+        f"{data_['low']:g} and {data_['high']:g}. With JavaScript, a button draws from it here, without a kernel."
+    )
+    return Explorer("draw", data_, still)
+
+
+def brush(
+    t: Sequence[int],
+    x: Float[Tensor, "n 2"],
+    x0_hat: Float[Tensor, "n k 2"],
+    scores: Float[Tensor, " n"],
+    data: GaussianMixture,
+    *,
+    within: float = 5.0,
+    label: str = "trajectory variance",
+) -> Explorer:
+    """Samples of the plane under a brush: the way that the predictions of them took, and their scores.
+
+    Args:
+        t: the k last moments, falling.
+        x: the samples.
+        x0_hat: predicted at those moments; cut to the range of the figure.
+        scores: positive.
+        data: its modes say what is hallucinated.
+        within: standard deviations around a mode that count as in support.
+
+    Raises:
+        TinyhallError: shapes that do not fit, t that does not fall, or scores that are not positive.
+    """
+    n, k = len(x), len(t)
+    if k < 2 or any(a <= b for a, b in pairwise(t)):
+        raise _check.fail("t", list(t), "at least two falling moments")
+    for name, value, shape in (("x", x, (n, 2)), ("x0_hat", x0_hat, (n, k, 2)), ("scores", scores, (n,))):
+        if tuple(value.shape) != shape:
+            raise _check.fail(name, value, f"shape {shape}")
+    if not bool((scores > 0).all()):
+        raise _check.TinyhallError(f"scores: expected values above 0, got {float(scores.min())}")
+    bad = ~data.in_support(x, within)
+    edge = round(float(data.means.abs().max()) * 1.25, 2)
+    start = x[bad][0] if bool(bad.any()) else x[0]
+    figure = {
+        "x": _levels(x, -edge, edge), "paths": _levels(x0_hat, -edge, edge), "t": [int(v) for v in t],
+        "bad": [bool(b) for b in bad], "scores": [round(float(v), 3) for v in scores.log10()], "label": label,
+        "modes": [[round(float(v), 4) for v in m] for m in data.means], "support": within * data.std,
+        "low": -edge, "high": edge, "start": [float(v) for v in start],
+    }  # fmt: skip
+    still = (
+        f"{n} samples in the plane, {int(bad.sum())} of which are hallucinated. With JavaScript, a brush shows the "
+        "trajectories of those under it."
+    )
+    return Explorer("brush", figure, still)
+
+
+def gallery(
+    images: Float[Tensor, "n channels size size"],
+    scores: Mapping[str, Float[Tensor, " n"]],
+    kind: Int[Tensor, " n"],
+    kinds: Sequence[str],
+) -> Explorer:
+    """Images sorted by the score of the reader's choice.
+
+    Args:
+        images: in -1..1.
+        scores: by name; the highest comes first.
+        kind: of each image, an index of `kinds`, whose first is in support.
+
+    Raises:
+        TinyhallError: lengths that differ, no score, or a kind without a name.
+    """
+    n = len(images)
+    for name, value in {"kind": kind, **scores}.items():
+        if tuple(value.shape) != (n,):
+            raise _check.fail(name, value, f"shape ({n},)")
+    if not scores:
+        raise _check.fail("scores", scores, "at least one")
+    if int(kind.min()) < 0 or int(kind.max()) >= len(kinds):
+        raise _check.fail("kind", kind, f"indices of the {len(kinds)} kinds")
+    data = {
+        "scores": [[name, [float(f"{float(v):.4g}") for v in value]] for name, value in scores.items()],
+        "kind": [int(k) for k in kind], "kinds": list(kinds), **sprite(images),
+    }  # fmt: skip
+    still = (
+        f"{n} images, {int((kind > 0).sum())} of which are hallucinated. With JavaScript, they are sorted by "
+        f"{' or '.join(scores)}, and shown by kind."
+    )
+    return Explorer("gallery", data, still)
+
+
+def generations(
+    images: Mapping[str, Float[Tensor, "generations n channels size size"]],
+    bad: Mapping[str, Bool[Tensor, "generations n"]],
+    figures: Mapping[str, Sequence[Mapping[str, str]]],
+) -> Explorer:
+    """What each generation drew, in every arm of a recursion: a slider and a button go from one to the next.
+
+    Args:
+        images: by arm, in -1..1, as many in each.
+        bad: by arm, which of them are hallucinated.
+        figures: by arm and generation, what was measured and is shown beside.
+
+    Raises:
+        TinyhallError: arms or generations that differ.
+    """
+    shapes = {tuple(x.shape) for x in images.values()}
+    if len(shapes) != 1 or not list(images) == list(bad) == list(figures):
+        raise _check.TinyhallError(f"images: expected one shape, and the arms of bad and figures, got {sorted(shapes)}")
+    total, each = next(iter(shapes))[:2]
+    for arm in images:
+        if tuple(bad[arm].shape) != (total, each):
+            raise _check.fail("bad", bad[arm], f"shape ({total}, {each})")
+        if len(figures[arm]) != total:
+            raise _check.TinyhallError(f"figures: expected {total} generations, got {len(figures[arm])}")
+    data = {
+        "arms": list(images), "bad": [bool(b) for arm in images for b in bad[arm].flatten()], "total": total, "each": each,
+        "figures": [", ".join(f"{name} {value}" for name, value in row.items()) for arm in images for row in figures[arm]],
+        **sprite(torch.cat([x.flatten(0, 1) for x in images.values()]), columns=each),
+    }  # fmt: skip
+    still = f"Images of {total} generations in {len(images)} arms. With JavaScript, a slider goes from one to the next."
+    return Explorer("generations", data, still)
+
+
+def story(
+    forward: Float[Tensor, "j n 2"],
+    backward: Float[Tensor, "k n 2"],
+    bad: Bool[Tensor, " n"],
+    removed: Bool[Tensor, " n"],
+    captions: Sequence[str],
+) -> Explorer:
+    """The whole story in a moving picture of the plane, with a sentence for each of its five scenes: the data, noise added, the
+    way back, what was hallucinated, what a filter removes. It plays once, unless the reader has asked for stillness.
+
+    Args:
+        forward: the data on its way to noise, j pictures of n points.
+        backward: samples on their way from noise.
+        bad: which samples end as hallucinations.
+        removed: which a filter takes out.
+        captions: five sentences.
+
+    Raises:
+        TinyhallError: shapes that do not fit, or another number of captions.
+    """
+    n = len(bad)
+    for name, value in (("forward", forward), ("backward", backward)):
+        if value.ndim != 3 or tuple(value.shape[1:]) != (n, 2) or len(value) < 2:
+            raise _check.fail(name, value, f"shape (at least 2, {n}, 2)")
+    if tuple(removed.shape) != (n,):
+        raise _check.fail("removed", removed, f"shape ({n},)")
+    if len(captions) != 5:
+        raise _check.fail("captions", list(captions), "5 sentences")
+    hold = 22  # pictures for a sentence to be read in while nothing moves
+    frames = torch.cat([forward[:1].expand(hold, n, 2), forward, backward, backward[-1:].expand(2 * hold, n, 2)])
+    scenes = [0] * hold + [1] * len(forward) + [2] * len(backward) + [3] * hold + [4] * hold
+    edge = 3.0
+    data = {
+        "frames": _levels(frames, -edge, edge), "n": n, "scenes": scenes, "captions": list(captions),
+        "bad": [bool(b) for b in bad], "removed": [bool(r) for r in removed], "low": -edge, "high": edge,
+    }  # fmt: skip
+    return Explorer("story", data, " ".join(captions))
+
+
+def _packed(values: Tensor) -> str:
+    """The numbers as they lie in memory, in base64."""
+    return base64.b64encode(values.contiguous().numpy().tobytes()).decode()
+
+
+def _levels(values: Tensor, low: float, high: float) -> dict[str, Any]:
+    """Numbers cut to [low, high] in 16 bits each."""
+    level = ((values.double().clamp(low, high) - low) / (high - low) * 65_535).round()
+    return {"packed": base64.b64encode(level.numpy().astype("<u2").tobytes()).decode(), "low": low, "high": high}
 
 
 def sprite(images: Float[Tensor, "n channels size size"], columns: int = 12) -> dict[str, Any]:

@@ -1,31 +1,9 @@
 // Ride the reverse process of points on a line: a slider and a button for time, a trace of the sample that is picked.
 // data: { t, x, x0, bad, grid, exact, learned, modes, low, high } as `tinyhall.explore.ride` writes it; t falls.
 
-// A panel with axes: `at(x, y)` gives the place of a value, which is kept inside.
-function panel(box, { title, width, height, x, y, xlabel, ylabel }) {
-  const left = ylabel ? 34 : 8, bottom = 30, top = 8;
-  const svg = make("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "th-plot" }, box);
-  make("svg:title", {}, svg, title);
-  const inside = (v, [a, b]) => Math.min(Math.max(v, Math.min(a, b)), Math.max(a, b));
-  const across = (v) => left + ((inside(v, x) - x[0]) / (x[1] - x[0])) * (width - left - 8);
-  const up = (v) => height - bottom - ((inside(v, y) - y[0]) / (y[1] - y[0])) * (height - bottom - top);
-  make("svg:rect", { x: left, y: top, width: width - left - 8, height: height - top - bottom, class: "th-frame" }, svg);
-  for (const v of x) make("svg:text", { x: across(v), y: height - bottom + 13, "text-anchor": "middle", class: "th-text" }, svg, String(v));
-  make("svg:text", { x: (width + left) / 2, y: height - 4, "text-anchor": "middle", class: "th-text" }, svg, xlabel);
-  if (ylabel) {
-    for (const v of y) make("svg:text", { x: left - 4, y: up(v) + 4, "text-anchor": "end", class: "th-text" }, svg, String(v));
-    make("svg:text", { x: 10, y: height / 2, transform: `rotate(-90 10 ${height / 2})`, "text-anchor": "middle", class: "th-text" }, svg, ylabel);
-  }
-  const line = (name) => {
-    const node = make("svg:polyline", { class: name }, svg);
-    return (points) => node.setAttribute("points", points.map(([a, b]) => `${across(a).toFixed(1)},${up(b).toFixed(1)}`).join(" "));
-  };
-  return { svg, across, up, line };
-}
-
 function render({ model, el }) {
   const data = model.get("data");
-  const frames = data.t.length, n = data.x.length;
+  const n = data.x.length;
   const range = [data.low, data.high];
   el.replaceChildren();
   const box = make("div", { class: "th-explorer" }, el);
@@ -45,14 +23,12 @@ function render({ model, el }) {
 
   make("p", { class: "th-key" }, box, "Orange dots end as hallucinations. Curves: exact denoiser blue, learned dashed. Click on a dot to follow it.");
   const bar = make("div", { class: "th-slider" }, box);
-  const play = make("button", { type: "button" }, bar, "Play");
-  const time = make("input", { type: "range", min: 0, max: frames - 1, step: 1, value: 0, "aria-label": "time, from noise to data" }, bar);
-  const next = make("button", { type: "button" }, bar, "Pick another");
+  // It opens where something happens.
+  const first = data.t.findIndex((t) => t <= 40);
+  const time = slider(bar, "time, from noise to data", { min: 0, max: data.t.length - 1, step: 1, value: first });
   const told = make("output", { class: "th-told", "aria-live": "off" }, box);
 
-  time.value = data.t.findIndex((t) => t <= 40); // where something happens
   let picked = Math.max(data.bad.indexOf(true), 0);
-  let timer = null;
   const update = () => {
     const k = Number(time.value);
     dots.forEach((dot, i) => {
@@ -69,23 +45,8 @@ function render({ model, el }) {
       `x = ${data.x[picked][k].toFixed(2)}, predicted x0 = ${data.x0[picked][k].toFixed(2)}`;
     time.setAttribute("aria-valuetext", told.textContent);
   };
-  const stop = () => {
-    clearInterval(timer);
-    timer = null;
-    play.textContent = "Play";
-  };
-  play.addEventListener("click", () => {
-    if (timer) return stop();
-    if (Number(time.value) === frames - 1) time.value = 0;
-    play.textContent = "Pause";
-    timer = setInterval(() => {
-      time.value = Number(time.value) + 1;
-      update();
-      if (Number(time.value) === frames - 1 || !el.isConnected) stop();
-    }, 120);
-    return undefined;
-  });
-  time.addEventListener("input", () => { stop(); update(); });
+  const { stop } = player(bar, time, update, 120, el);
+  const next = make("button", { type: "button", class: "th-button" }, bar, "Pick another");
   next.addEventListener("click", () => { picked = (picked + 1) % n; update(); });
   dots.forEach((dot, i) => dot.addEventListener("click", () => { picked = i; update(); }));
   update();

@@ -57,18 +57,13 @@ function gallery(box, data) {
   if (!data.thumbs.length) return () => {};
   make("p", { class: "th-key" }, box, "Lowest score first. Solid frame: in support. Dashed: hallucinated. Faded: removed.");
   const grid = make("div", { class: "th-gallery", role: "img" }, box);
-  const tiles = data.thumbs.map((row, i) => {
-    const tile = make("span", { class: data.bad[row] ? "th-tile th-is-bad" : "th-tile" }, grid);
-    const x = (i % data.columns) * data.cell, y = Math.floor(i / data.columns) * data.cell;
-    tile.style.cssText = `width:${data.cell}px;height:${data.cell}px;background:url(${data.sprite}) -${x}px -${y}px;`;
-    return [tile, row];
-  });
+  const tiles = data.thumbs.map((row, i) => [tile(grid, data, i, data.bad[row]), row]);
   return (threshold) => {
     let removed = 0;
-    for (const [tile, row] of tiles) {
+    for (const [node, row] of tiles) {
       const out = data.scores[row] >= threshold;
       removed += out;
-      tile.classList.toggle("th-removed", out);
+      node.classList.toggle("th-removed", out);
     }
     grid.setAttribute("aria-label", `${tiles.length} samples, lowest score first; the last ${removed} are removed.`);
   };
@@ -84,14 +79,12 @@ function render({ model, el }) {
   const plots = make("div", { class: "th-row" }, box);
   const mark = histogram(plots, data, 60, low, high);
   const point = roc(plots, data, order);
-  const label = make("label", { class: "th-slider" }, box);
-  make("span", {}, label, "threshold");
   // One stop for every sample, so that each move of the slider changes something.
-  const slider = make("input", { type: "range", min: 0, max: order.length, step: 1, "aria-label": `threshold on the ${data.label}` }, label);
+  const at = slider(box, `threshold on the ${data.label}`, { min: 0, max: order.length, step: 1, value: data.start });
   const told = make("output", { class: "th-told", "aria-live": "polite" }, box);
   const show = gallery(box, data);
   const update = () => {
-    const rank = Number(slider.value);
+    const rank = Number(at.value);
     const threshold = rank < order.length ? data.scores[order[rank]] : Infinity;
     const gone = [0, 0];
     data.scores.forEach((s, i) => { if (s >= threshold) gone[+data.bad[i]] += 1; });
@@ -100,10 +93,9 @@ function render({ model, el }) {
     show(threshold);
     told.textContent = `removed: ${gone[1]} of ${total[1]} hallucinated (${percent(gone[1], total[1])}); ` +
       `kept: ${total[0] - gone[0]} of ${total[0]} in support (${percent(total[0] - gone[0], total[0])})`;
-    slider.setAttribute("aria-valuetext", told.textContent);
+    at.setAttribute("aria-valuetext", told.textContent);
   };
-  slider.addEventListener("input", update);
-  slider.value = data.start;
+  at.addEventListener("input", update);
   update();
 }
 
