@@ -309,11 +309,21 @@ def test_drawing_in_the_page(browser: Any, tmp_path: Path, width: int) -> None:
         heights = page.eval_on_selector_all("rect", "all => all.map((r) => Number(r.getAttribute('height')))")
         assert len(heights) == 160
         assert any(heights)
-        count.press("End")
-        page.get_by_role("button", name="Draw").click()
+
+
+@pytest.mark.browser
+def test_drawing_can_be_stopped(browser: Any, tmp_path: Path) -> None:
+    figure = explore.draw(MLP(dim=1), QUICK, {"DDPM": ddpm()}, LINE)
+    with shown(browser, figure, tmp_path, 1000) as page:
+        page.get_by_label("samples").press("End")
+        page.get_by_role("button", name="Draw").click()  # some ten seconds, if nobody stopped it
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("button", name="Draw").wait_for()
-        assert "1000 of 1000" not in told.inner_text()
+        assert page.locator("output").inner_text() == "1000 samples from seed 0, DDPM: press Draw."
+        page.get_by_role("button", name="Draw").click()  # a choice that changes meanwhile stops it too
+        page.get_by_label("seed").press("ArrowRight")
+        page.get_by_role("button", name="Draw").wait_for()
+        assert "seed 1" in page.locator("output").inner_text()
 
 
 def plane_samples() -> dict[str, Any]:
