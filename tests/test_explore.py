@@ -501,3 +501,23 @@ def test_rounding_the_weights_changes_next_to_nothing() -> None:
     x, t = torch.linspace(-3, 6, 200)[:, None], torch.full((200,), 7)
     with torch.no_grad():
         torch.testing.assert_close(rounded(x, t), net(x, t), rtol=0, atol=2e-3)
+
+
+def test_controls_run_the_function_again() -> None:
+    from matplotlib.figure import Figure
+
+    asked: list[tuple[int, str]] = []
+
+    def again(n: int = 3, way: str = "b") -> Figure:
+        asked.append((n, way))
+        return Figure()
+
+    figure = explore.Rerun(again, 'A picture of "b".', n=(1, 9, 2), way=["a", "b"])
+    bundle = figure._repr_mimebundle_()
+    assert bundle["text/html"].startswith('<img alt="A picture of &quot;b&quot;." src="data:image/png;base64,')
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert set(asked) == {(3, "b")}
+    steps, choice = figure.widget.children[:2]
+    assert (steps.min, steps.max, steps.step, steps.value, choice.options) == (1, 9, 2, 3, ("a", "b"))
+    steps.value, choice.value = 5, "a"
+    assert asked[-2:] == [(5, "b"), (5, "a")]

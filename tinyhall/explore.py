@@ -10,8 +10,8 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, wraps
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from .schedule import Schedule
 _MODULES = Path(__file__).parent / "js"
 _STYLE = """
 .th-explorer { display: grid; gap: 0.6em; max-width: 46em; }
+.th-story { max-width: 30em; }
 .th-row { display: flex; flex-wrap: wrap; gap: 0.8em; align-items: flex-start; }
 .th-plot { flex: 3 1 16em; min-width: 0; max-width: 100%; overflow: visible; }
 .th-roc { flex: 1 1 8em; max-width: 13em; }
@@ -128,6 +129,62 @@ class Explorer:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         bundle: dict[str, Any] = {"text/plain": self.still, "text/html": self.html}
+        try:
+            shown = self.widget._repr_mimebundle_()
+        except _check.TinyhallError:
+            return bundle
+        return (shown[0] if isinstance(shown, tuple) else shown) | bundle
+
+
+class Rerun:
+    """Plain ipywidgets that run a function again in a live notebook. A page without a kernel shows what its defaults give.
+
+    Args:
+        function: has a default for each argument, and returns a matplotlib figure.
+        alt: what the picture shows, in words.
+        controls: one for each argument, as `ipywidgets.interactive` takes them: a list to choose from, or (low, high, step).
+    """
+
+    def __init__(self, function: Callable[..., Any], alt: str, **controls: Any) -> None:
+        self.function, self.alt, self.controls = function, alt, controls
+
+    @cached_property
+    def html(self) -> str:
+        """The picture for the defaults."""
+        return self._picture()
+
+    def _picture(self, **values: Any) -> str:
+        from matplotlib import pyplot
+
+        figure, out = self.function(**values), io.BytesIO()
+        figure.savefig(out, format="png", bbox_inches="tight")
+        pyplot.close(figure)  # or the notebook would show it a second time
+        picture = base64.b64encode(out.getvalue()).decode()
+        return f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{picture}">'
+
+    @cached_property
+    def widget(self) -> Any:
+        """The controls, with the picture below them.
+
+        Raises:
+            TinyhallError: ipywidgets is not installed.
+        """
+        try:
+            from IPython.display import HTML, display
+            from ipywidgets import interactive
+        except ImportError as error:
+            raise _check.TinyhallError(
+                "widget: expected ipywidgets to be installed, got none; `.html` needs nothing"
+            ) from error
+
+        @wraps(self.function)  # its defaults are where the controls begin
+        def show(**values: Any) -> None:
+            display(HTML(self._picture(**values)))
+
+        return interactive(show, **self.controls)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle: dict[str, Any] = {"text/plain": self.alt, "text/html": self.html}
         try:
             shown = self.widget._repr_mimebundle_()
         except _check.TinyhallError:

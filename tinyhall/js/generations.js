@@ -10,7 +10,10 @@ function render({ model, el }) {
   make("p", { class: "th-key" }, box, "Solid frame: in support. Dashed: hallucinated.");
   const rows = data.arms.map((arm) => {
     const told = make("p", { class: "th-key th-told" }, box);
-    return [arm, told, make("div", { class: "th-gallery", role: "img" }, box)];
+    // Two lines, so that an image has its fellows in the other arms above and below it.
+    const grid = make("div", { class: "th-gallery", role: "img" }, box);
+    grid.style.maxWidth = `${Math.ceil(data.each / 2) * (data.cell + 7)}px`;
+    return [arm, told, grid];
   });
   const told = make("output", { class: "th-told", "aria-live": "polite" }, box);
   const update = () => {

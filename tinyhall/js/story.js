@@ -5,7 +5,7 @@ function render({ model, el }) {
   const data = model.get("data");
   const x = levels(data.frames), n = data.n, total = data.scenes.length, range = [data.low, data.high];
   el.replaceChildren();
-  const box = make("div", { class: "th-explorer" }, el);
+  const box = make("div", { class: "th-explorer th-story" }, el);
   const plane = panel(box, { title: data.captions.join(" "), width: 460, height: 400, x: range, y: range, xlabel: "", ylabel: "" });
   const dots = Array.from({ length: n }, () => make("svg:circle", { r: 3.2 }, plane.svg));
   // As tall as the longest sentence, so that the page does not jump.
