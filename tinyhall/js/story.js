@@ -6,10 +6,10 @@ function render({ model, el }) {
   const x = levels(data.frames), n = data.n, total = data.scenes.length, range = [data.low, data.high];
   el.replaceChildren();
   const box = make("div", { class: "th-explorer th-story" }, el);
-  const plane = panel(box, { title: data.captions.join(" "), width: 460, height: 400, x: range, y: range, xlabel: "", ylabel: "" });
-  const dots = Array.from({ length: n }, () => make("svg:circle", { r: 3.2 }, plane.svg));
   // As tall as the longest sentence, so that the page does not jump.
   const said = make("p", { class: "th-caption" }, box);
+  const plane = panel(box, { title: data.captions.join(" "), width: 460, height: 400, x: range, y: range, xlabel: "", ylabel: "" });
+  const dots = Array.from({ length: n }, () => make("svg:circle", { r: 3.2 }, plane.svg));
   const bar = make("div", { class: "th-slider" }, box);
   const at = slider(bar, "story", { min: 0, max: total - 1, step: 1, value: 0 });
   const told = make("output", { class: "th-told", "aria-live": "off" }, box);
