@@ -1,18 +1,22 @@
-"""How fast, against the paper's public code and against the bare arithmetic: `python tests/benchmarks/speed.py --paper PATH`.
+"""How fast, against plain PyTorch with diffusers, the bare arithmetic, and the paper's public code:
 
-PATH is the folder `gaussian_experiments` of a clone of github.com/locuslab/diffusion-model-hallucination; without it only the
-distance from the arithmetic is measured. What is compared runs in turn, A B C A B C, every second round backwards, and a ratio
-is taken within each round: a machine that is slow for a minute is slow for all of them. Each has a process of its own, because
-what one leaves in the allocator changes another's time by up to a factor of two. One thread is timed by the processor's clock,
-to which other programs do not count, more threads by the wall's. The results go to book/artifacts/speed.json, and `--page`
-writes them into book/speed.md.
+    python tests/benchmarks/speed.py --only own      one table; needs nothing but the test environment
+    python tests/benchmarks/speed.py --paper PATH    that, the memory of scoring, and the paper's code
+
+PATH is the folder `gaussian_experiments` of a clone of github.com/locuslab/diffusion-model-hallucination. What is compared runs
+in turn, A B C A B C, every second round backwards, and a ratio is taken within each round: a machine that is slow for a minute
+is slow for all of them. Each has a process of its own, because what one leaves in the allocator changes another's time by up to
+a factor of two. One thread is timed by the processor's clock, to which other programs do not count, more threads by the wall's.
+The results go to book/artifacts/speed.json, and `--page` writes them into book/speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -20,6 +24,7 @@ import statistics
 import sys
 import time
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,24 +35,34 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from memory import peak  # noqa: E402
 
 from tinyhall import device as _device  # noqa: E402
 from tinyhall.metrics import TrajectoryVariance  # noqa: E402
-from tinyhall.nets import MLP, Tabulated  # noqa: E402
-from tinyhall.sampling import ddpm, reverse  # noqa: E402
+from tinyhall.nets import MLP, Tabulated, UNet, sinusoidal  # noqa: E402
+from tinyhall.sampling import ddpm, reverse, sample  # noqa: E402
 from tinyhall.schedule import Schedule  # noqa: E402
 from tinyhall.training import train  # noqa: E402
 
 JSON, PAGE = ROOT / "book/artifacts/speed.json", ROOT / "book/speed.md"
 WIDTH, BLOCKS, BATCH, STEPS = 128, 3, 10_000, 1000
+SMALL, IMAGES, SEEDS = 1000, 16, 8  # a small batch of points, one of images, and networks trained side by side
 WINDOW = (0, 10)
 Work = Callable[[], object]
 Spec = tuple[Any, ...]  # names a work: its maker and the arguments
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(kind: int | str) -> tuple[Any, tuple[int, ...]]:
+    """The MLP over so many dimensions, or else the U-Net of the laptop's shapes; with the shape of one sample."""
+    if isinstance(kind, int):
+        return MLP(kind), (kind,)
+    net = UNet(size=32, widths=(32, 64, 64), blocks=1)
+    return net, net.shape
 
 
 def _serve(pipe: Connection, spec: Spec, paper: Path | None, threads: int) -> None:
@@ -57,10 +72,13 @@ def _serve(pipe: Connection, spec: Spec, paper: Path | None, threads: int) -> No
         assert paper is not None
         work = getattr(Paper(paper), kind.removeprefix("paper."))(*rest)
     else:
-        work = {"train": our_train_step, "reverse": our_reverse_step, "floor": lambda *a: floor(*a)[0]}[kind](*rest)
+        work = WORKS[kind](*rest)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    began = clock()
     for _ in range(3):
         work()
-    clock = time.process_time if threads == 1 else time.perf_counter
+        if clock() - began > 1:
+            break  # warm
     pipe.send(0.0)
     while pipe.recv():
         began = clock()
@@ -78,7 +96,8 @@ def rounds(specs: dict[str, Spec], count: int, paper: Path | None, threads: int)
         processes.append(context.Process(target=_serve, args=(far, spec, paper, threads), daemon=True))
         processes[-1].start()
         far.close()
-        pipes[name].recv()
+    for pipe in pipes.values():
+        pipe.recv()  # all have started and warmed up
     seconds: dict[str, list[float]] = {name: [] for name in specs}
     for i in range(count):
         for name in list(specs)[:: 1 if i % 2 == 0 else -1]:
@@ -91,11 +110,14 @@ def rounds(specs: dict[str, Spec], count: int, paper: Path | None, threads: int)
     return seconds
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "low": low, "high": high, "pairs": len(values)}
+
+
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     """Median and quartiles of the ratios within rounds."""
-    ratios = [a / b for a, b in zip(over, under, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"median": middle, "low": low, "high": high, "pairs": len(ratios)}
+    return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
 # --- the paper's code
@@ -185,18 +207,18 @@ def agreement(paper: Paper, dim: int) -> dict[str, float]:
 # --- ours
 
 
-def our_train_step(dim: int, compiled: bool) -> Work:
-    net, g = MLP(dim), generator()
+def our_train_step(kind: int | str, compiled: bool, n: int = BATCH, seed: int = 0) -> Work:
+    (net, shape), g = network(kind), generator(seed)
     if compiled:
         net.compile()
-    data = torch.randn(10 * BATCH, dim, generator=g)
+    data = torch.randn(10 * n, *shape, generator=g)
     bf16 = _device.gains_bf16(torch.device("cpu"))
-    steps = train(net, data, Schedule.linear(steps=STEPS), steps=10**9, batch_size=BATCH, lr=1e-3, generator=g, bf16=bf16)
+    steps = train(net, data, Schedule.linear(steps=STEPS), steps=10**9, batch_size=n, lr=1e-3, generator=g, bf16=bf16)
     return lambda: next(steps).loss.item()
 
 
-def our_reverse_step(n: int, dim: int, metric: bool, table: int = 0) -> Work:
-    net: Any = MLP(dim)
+def our_reverse_step(n: int, kind: int | str, metric: bool, table: int = 0) -> Work:
+    net, shape = network(kind)
     if table:
         net = Tabulated(net, STEPS, points=table)
     schedule, watch = Schedule.linear(steps=STEPS), TrajectoryVariance((0, STEPS))
@@ -205,13 +227,140 @@ def our_reverse_step(n: int, dim: int, metric: bool, table: int = 0) -> Work:
         g = generator()
         while True:
             watch.reset()
-            for step in reverse(net, schedule, (n, dim), generator=g):
+            for step in reverse(net, schedule, (n, *shape), generator=g):
                 if metric:
                     watch.update(step)
                 yield
 
     walk = forever()
     return lambda: next(walk)
+
+
+def our_whole(steps: int, n: int, times: int) -> Work:
+    """Trains for `steps` steps, then samples and scores n points in `times` reverse steps; 0 leaves that part out."""
+    data, schedule = torch.randn(10 * SMALL, 2, generator=generator()), Schedule.linear(steps=times)
+
+    def work() -> torch.Tensor | None:
+        net, g, metric = MLP(2), generator(), TrajectoryVariance(WINDOW)
+        if steps:
+            for step in train(net, data, schedule, steps=steps, batch_size=SMALL, lr=1e-3, generator=g):
+                step.loss.item()
+        return sample(net, schedule, n, metrics=[metric], generator=g).scores[metric.name] if n else None
+
+    return work
+
+
+class Mappable(MLP):
+    """The MLP without its look-up of the distinct t: how many there are depends on the data, which `vmap` cannot have."""
+
+    def time_features(self, t: torch.Tensor) -> list[torch.Tensor]:
+        hidden = F.leaky_relu(self.time(sinusoidal(t, self.width)), 0.02)
+        return [block.time(hidden) for block in self.body]  # type: ignore[operator]
+
+
+def side_by_side(seeds: int, n: int) -> Work:
+    """One training step of as many networks as one batched network, which gives a GPU fewer and larger products."""
+    nets = [Mappable(2, generator=generator(seed)) for seed in range(seeds)]
+    weights, _ = torch.func.stack_module_state(nets)
+    optimizer = torch.optim.Adam(list(weights.values()), lr=1e-3, fused=True)  # element by element, so as good as one each
+    generators = [generator(seed) for seed in range(seeds)]
+    data = [torch.randn(10 * n, 2, generator=g) for g in generators]
+    schedule = Schedule.linear(steps=STEPS)
+
+    def loss(w: dict[str, torch.Tensor], x: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(torch.func.functional_call(nets[0], w, (x, t)), eps)
+
+    def step() -> list[float]:
+        drawn = [draw(points, n, STEPS, g) for points, g in zip(data, generators, strict=True)]
+        states = torch.stack([schedule.q_sample(x0, t, eps) for x0, t, eps in drawn])  # [seeds, n, 2]
+        t, eps = (torch.stack([batch[i] for batch in drawn]) for i in (1, 2))
+        losses = torch.vmap(loss)(weights, states, t, eps)
+        optimizer.zero_grad()
+        losses.sum().backward()  # no network's loss depends on another's weights
+        optimizer.step()
+        return losses.tolist()
+
+    return step
+
+
+def one_by_one(seeds: int, n: int) -> Work:
+    steps = [our_train_step(2, False, n, seed) for seed in range(seeds)]
+    return lambda: [step() for step in steps]
+
+
+# --- the plain way: a loop in PyTorch around the same networks, and diffusers' scheduler
+
+
+def draw(data: torch.Tensor, n: int, steps: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch: x0, t and eps."""
+    x0 = data[torch.randint(len(data), (n,), generator=g)]
+    return x0, torch.randint(steps, (n,), generator=g), torch.randn(x0.shape, generator=g)
+
+
+def plain_scheduler(steps: int = STEPS) -> Any:
+    from diffusers import DDPMScheduler
+
+    betas = Schedule.linear(steps=steps).betas
+    scheduler = DDPMScheduler(steps, trained_betas=betas.numpy(), variance_type="fixed_large", clip_sample=False)
+    # Its own table is in float32, where alpha_bar ends at 0 and the predicted x0 at infinity.
+    scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
+    return scheduler
+
+
+def plain_train(net: Any, shape: tuple[int, ...], n: int, scheduler: Any, g: torch.Generator) -> Work:
+    optimizer, data = torch.optim.Adam(net.parameters(), lr=1e-3), torch.randn(10 * n, *shape, generator=g)
+
+    def step() -> float:
+        x0, t, eps = draw(data, n, len(scheduler.betas), g)
+        loss = F.mse_loss(net(scheduler.add_noise(x0, eps, t), t), eps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def plain_reverse(
+    net: Any, shape: tuple[int, ...], n: int, scheduler: Any, g: torch.Generator, window: int = STEPS
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yields, at every step, the state and what the variance over t < window needs: the sums of x0_hat and of its square."""
+    x = torch.randn(n, *shape, generator=g)
+    total, squares = (torch.zeros(n, *shape, dtype=torch.float64) for _ in range(2))
+    for t in reversed(range(len(scheduler.betas))):
+        with torch.no_grad():
+            # Expanded, as in `reverse`: the network sees that every t is the same, and spares itself as much work.
+            out = scheduler.step(net(x, torch.tensor([t]).expand(n)), t, x, generator=g)
+        x = out.prev_sample
+        if t < window:
+            x0_hat = out.pred_original_sample.double()
+            total += x0_hat
+            squares += x0_hat.square()
+        yield x, total, squares
+
+
+def plain_train_step(kind: int | str, n: int) -> Work:
+    return plain_train(*network(kind), n, plain_scheduler(), generator())
+
+
+def plain_reverse_step(n: int, kind: int | str) -> Work:
+    (net, shape), scheduler, g = network(kind), plain_scheduler(), generator()
+    walk = itertools.chain.from_iterable(plain_reverse(net, shape, n, scheduler, g) for _ in itertools.count())
+    return lambda: next(walk)
+
+
+def plain_whole(steps: int, n: int, times: int) -> Work:
+    scheduler, k = plain_scheduler(times), WINDOW[1]
+
+    def work() -> torch.Tensor:
+        net, g = MLP(2), generator()
+        step = plain_train(net, (2,), SMALL, scheduler, g)
+        for _ in range(steps):
+            step()
+        ((_, total, squares),) = deque(plain_reverse(net, (2,), n, scheduler, g, k), maxlen=1)
+        return (squares / k - (total / k).square()).mean(1)
+
+    return work
 
 
 # --- the arithmetic that no rewrite avoids: the trunk's products, two per block; backward twice as many
@@ -236,19 +385,75 @@ def floor(n: int, backward: bool) -> tuple[Work, float, float]:
     return work, total * 2.0 * n * WIDTH * WIDTH, total * 4.0 * (2 * n * WIDTH + WIDTH * WIDTH)
 
 
-def measure(paper: Path | None, count: int, threads: int, quick: bool) -> list[dict[str, Any]]:
+WORKS: dict[str, Callable[..., Work]] = {
+    "train": our_train_step, "reverse": our_reverse_step, "whole": our_whole,
+    "plain.train": plain_train_step, "plain.reverse": plain_reverse_step, "plain.whole": plain_whole,
+    "side by side": side_by_side, "one by one": one_by_one, "floor": lambda *a: floor(*a)[0],
+}  # fmt: skip
+
+
+def measure_own(count: int, threads: int, quick: bool) -> list[dict[str, Any]]:
+    """What needs no code of the paper; prints each row of the table as soon as it is there."""
+    rows: list[dict[str, Any]] = []
+    some, few = max(count // 2, 5), max(count // 6, 5)
+
+    def add(what: str, size: str, value: dict[str, float] | None, **more: dict[str, float] | None) -> None:
+        rows.append({"what": what, "size": size, "threads": threads, "load": os.getloadavg()[0], "ratio": value, **more})
+        print(_own_row(rows[-1]), flush=True)
+
+    def compare(size: int, specs: dict[str, Spec], times: int) -> None:
+        """A row for each work; what goes by the name of base or floor is what the others are held against."""
+        seconds = rounds(specs, times, None, threads)
+        base, bare = seconds.pop("base", None), seconds.pop("floor", None)
+        for what, ours in seconds.items():
+            against = None if base is None or "unscored" in what else ratio(base, ours)
+            over = ratio(ours, bare) if bare else None
+            add(what, f"{size:,}", against, seconds=spread(ours), ours_over_floor=over)
+
+    def growth(what: str, sizes: tuple[int, ...], spec: Callable[[int], Spec]) -> None:
+        """The b of cost ~ size^b, by least squares on the logarithms, in each round."""
+        seconds = rounds({str(size): spec(size) for size in sizes}, few, None, threads)
+        logs = [math.log(size) for size in sizes]
+        slopes = [
+            statistics.linear_regression(logs, [math.log(s) for s in one]).slope for one in zip(*seconds.values(), strict=True)
+        ]
+        add(f"growth, {what}", f"{sizes[0]:,} to {sizes[-1]:,}", spread(slopes))
+
+    for line in OWN_HEAD:
+        print(line)
+    points = (SMALL,) if quick else (SMALL, BATCH, 10 * BATCH)
+    for n in points:
+        specs: dict[str, Spec] = {"base": ("plain.train", 2, n), "training step": ("train", 2, False, n)}
+        compare(n, specs | {"floor": ("floor", n, True)}, some if n <= BATCH else few)
+    for n in points:
+        specs = {"base": ("plain.reverse", n, 2), "reverse step, scored": ("reverse", n, 2, True)}
+        specs |= {"reverse step, unscored": ("reverse", n, 2, False), "floor": ("floor", n, False)}
+        compare(n, specs, some if n <= BATCH else few)
+    compare(IMAGES, {"base": ("plain.train", "U-Net", IMAGES), "U-Net, training step": ("train", "U-Net", False, IMAGES)}, some)
+    specs = {"base": ("plain.reverse", IMAGES, "U-Net"), "U-Net, reverse, scored": ("reverse", IMAGES, "U-Net", True)}
+    compare(IMAGES, specs | {"U-Net, reverse, unscored": ("reverse", IMAGES, "U-Net", False)}, some)
+    compare(SMALL, {"base": ("plain.whole", 50, SMALL, 100), "train, sample, score": ("whole", 50, SMALL, 100)}, few)
+    for n in (SMALL // 10, SMALL):
+        compare(n, {"base": ("one by one", SEEDS, n), f"{SEEDS} seeds side by side": ("side by side", SEEDS, n)}, some)
+    growth("points", (1_000, 3_000, 10_000, 30_000), lambda n: ("reverse", n, 2, True))
+    growth("reverse steps", (100, 200, 400), lambda times: ("whole", 0, SMALL // 4, times))
+    growth("training steps", (10, 20, 40, 80), lambda steps: ("whole", steps, 0, STEPS))
+    return rows
+
+
+def measure(paper: Path, count: int, threads: int, quick: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def compare(what: str, dim: int, n: int, ours: dict[str, Spec], base: Spec, times: int) -> None:
         bare: Spec = ("floor", n, what == "training step")
-        seconds = rounds({**({"paper": base} if paper else {}), **ours, "floor": bare}, times, paper, threads)
+        seconds = rounds({"paper": base, **ours, "floor": bare}, times, paper, threads)
         _, flops, size = floor(*bare[1:])
         for name in ours:
             rows.append({
                 "what": what, "how": name, "dim": dim, "n": n, "threads": threads, "load": os.getloadavg()[0],
-                "paper_over_ours": ratio(seconds["paper"], seconds[name]) if paper else None,
+                "paper_over_ours": ratio(seconds["paper"], seconds[name]),
                 "ours_over_floor": ratio(seconds[name], seconds["floor"]),
-                "paper_over_floor": ratio(seconds["paper"], seconds["floor"]) if paper else None,
+                "paper_over_floor": ratio(seconds["paper"], seconds["floor"]),
                 "gflop": flops / 1e9, "floor_mb": size / 1e6,
                 "floor_gflops": flops / 1e9 / statistics.median(seconds["floor"]),
             })  # fmt: skip
@@ -290,12 +495,46 @@ def _spread(r: dict[str, float] | None) -> tuple[str, str]:
     return ("", "") if r is None else (f"{r['median']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}")
 
 
-def _table(result: dict[str, Any]) -> str:
-    m = result["machine"]
+OWN_HEAD = (
+    f"| {'':24} | {'size':>15} | {'ms':>8} | {'ratio':>6} | {'quartiles':>12} | {'/ floor':>7} |",
+    f"|{'-' * 26}|{'-' * 16}:|{'-' * 9}:|{'-' * 7}:|{'-' * 13}:|{'-' * 8}:|",
+)
+
+
+def _own_row(r: dict[str, Any]) -> str:
+    median, quartiles = _spread(r["ratio"])
+    took, over = r.get("seconds"), _spread(r.get("ours_over_floor"))[0]
+    ms = f"{1000 * took['median']:,.1f}" if took else ""
+    return f"| {r['what']:24} | {r['size']:>15} | {ms:>8} | {median:>6} | {quartiles:>12} | {over:>7} |"
+
+
+def _own_table(result: dict[str, Any]) -> str:
+    lines = [_measured_on(result["own"]["machine"])]
+    for threads in sorted({r["threads"] for r in result["own"]["rows"]}):
+        rows = [r for r in result["own"]["rows"] if r["threads"] == threads]
+        loads, pairs = [r["load"] for r in rows], [r["ratio"]["pairs"] for r in rows if r["ratio"]]
+        lines += [
+            "",
+            f"{'One thread' if threads == 1 else f'{threads} threads'}, {min(pairs)} to {max(pairs)} rounds, "
+            f"load average {min(loads):.1f} to {max(loads):.1f}:",
+            "",
+            *OWN_HEAD,
+            *map(_own_row, rows),
+        ]
+    return "\n".join(lines)
+
+
+def _measured_on(m: dict[str, Any]) -> str:
     bf16 = "has" if m["gains_bf16"] else "has no"
-    lines = [
+    return (
         f"Measured on {m['processor']}, {m['cores']} cores, vectors {m['vectors']}, torch {m['torch']}. "
-        f"It {bf16} matrix tiles for bfloat16, so tinyhall trained in {'bfloat16' if m['gains_bf16'] else 'float32'}.",
+        f"It {bf16} matrix tiles for bfloat16, so tinyhall trained in {'bfloat16' if m['gains_bf16'] else 'float32'}."
+    )
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [
+        _measured_on(result["machine"]),
         "",
         "| | points | threads | paper / ours | quartiles | pairs | ours / floor | paper / floor |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -340,10 +579,12 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
-    before, _, rest = PAGE.read_text().partition("<!-- speed.py writes from here -->")
-    _, _, after = rest.partition("<!-- to here -->")
-    table = _table(json.loads(JSON.read_text()))
-    PAGE.write_text(f"{before}<!-- speed.py writes from here -->\n\n{table}\n\n<!-- to here -->{after}")
+    result, page = json.loads(JSON.read_text()), PAGE.read_text()
+    for mark, table in (("<!-- speed.py writes from here -->", _table), ("<!-- and from here -->", _own_table)):
+        before, _, rest = page.partition(mark)
+        _, end, after = rest.partition("<!-- to here -->")
+        page = f"{before}{mark}\n\n{table(result)}\n\n{end}{after}"
+    PAGE.write_text(page)
 
 
 def main() -> None:
@@ -351,20 +592,30 @@ def main() -> None:
     parser.add_argument("--paper", type=Path, help="the paper's folder gaussian_experiments")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled, no large runs; changes no file")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count() or 1])
-    parser.add_argument("--only", choices=("rows", "memory"), help="renew one part of the JSON, keep the others")
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--only", choices=("own", "rows", "memory"), help="renew one part of the JSON: rows are the paper's")
     parser.add_argument("--page", action="store_true", help="only write the JSON's numbers into the page")
     args = parser.parse_args()
     if args.page:
         write_page()
         return
-    result: dict[str, Any] = json.loads(JSON.read_text()) if args.only and JSON.exists() else {"memory": [], "agreement": []}
-    result["machine"] = machine()
-    if args.only != "memory":
-        result["agreement"] = [agreement(Paper(args.paper), dim) for dim in (1, 2)] if args.paper else []
-        fresh = [row for k in args.threads for row in measure(args.paper, 5 if args.quick else args.rounds, k, args.quick)]
-        result["rows"] = [r for r in result.get("rows", []) if r["threads"] not in args.threads] + fresh
-    if args.only != "rows" and sys.platform.startswith("linux"):
+    if args.only == "rows" and not args.paper:
+        parser.error("--only rows: expected --paper PATH, got none")
+    count = 5 if args.quick else args.rounds
+    # What this run does not measure stays: it may come from a machine that had the paper's code.
+    result: dict[str, Any] = json.loads(JSON.read_text()) if JSON.exists() else {"rows": [], "memory": [], "agreement": []}
+
+    def renewed(old: list[dict[str, Any]], measured: Callable[[int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        return [row for row in old if row["threads"] not in args.threads] + [row for k in args.threads for row in measured(k)]
+
+    if args.only in (None, "own"):
+        rows = renewed(result.get("own", {"rows": []})["rows"], lambda k: measure_own(count, k, args.quick))
+        result["own"] = {"machine": machine(), "rows": rows}
+    if args.paper and args.only in (None, "rows"):
+        result["machine"] = machine()
+        result["agreement"] = [agreement(Paper(args.paper), dim) for dim in (1, 2)]
+        result["rows"] = renewed(result["rows"], lambda k: measure(args.paper, count, k, args.quick))
+    if args.only in (None, "memory") and sys.platform.startswith("linux"):
         runs = [(10_000, 1000, False), (100_000, 20, False), (100_000, 1000, False)]
         if not args.quick:
             runs += [(1_000_000, 20, False), (1_000_000, 1000, False), (1_000_000, 3, True)]

@@ -1,0 +1,47 @@
+"""What is timed against each other computes the same."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import speed
+
+from tinyhall.datasets import GaussianMixture
+from tinyhall.metrics import TrajectoryVariance
+from tinyhall.nets import MLP
+from tinyhall.sampling import reverse
+from tinyhall.schedule import Schedule
+
+
+def test_networks_side_by_side_train_as_each_would_alone() -> None:
+    together = speed.side_by_side(3, 64)
+    alone = [
+        speed.plain_train(MLP(2, generator=speed.generator(s)), (2,), 64, speed.plain_scheduler(), speed.generator(s))
+        for s in range(3)
+    ]
+    for _ in range(20):
+        torch.testing.assert_close(together(), [step() for step in alone], rtol=1e-3, atol=1e-4)
+
+
+def test_the_plain_loop_samples_and_scores_the_same() -> None:
+    schedule, metric, k = Schedule.linear(steps=speed.STEPS), TrajectoryVariance(speed.WINDOW), speed.WINDOW[1]
+    net = GaussianMixture.grid().denoiser(schedule)  # exact, so that states stay of the size of data
+    ours = list(reverse(net, schedule, (64, 2), generator=speed.generator()))
+    *plain, (x, total, squares) = speed.plain_reverse(net, (2,), 64, speed.plain_scheduler(), speed.generator(), window=k)
+    for step in ours:
+        metric.update(step)
+    assert len(ours) == len(plain) + 1
+    torch.testing.assert_close(ours[-1].x, x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(metric.score(), (squares / k - (total / k).square()).mean(1).float(), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("work", [name for name in speed.WORKS if "whole" in name])
+def test_the_whole_way_ends_in_a_finite_score_for_each_point(work: str) -> None:
+    scores = speed.WORKS[work](5, 8, 100)()
+    assert scores.shape == (8,) and bool(scores.isfinite().all())
