@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The first interpreter that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-CHAPTERS := $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb book/status.ipynb
+CHAPTERS := book/intro.ipynb $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb book/status.ipynb
 
 # A notebook must run with this environment's kernel, and with what this checkout holds.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -16,18 +16,19 @@ export PYTHONNOUSERSITE := 1
 # Threads that spin while they wait would take the processor from what they wait for, where two programs share two cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install book pages test notebooks format bench slow torture clean
+.PHONY: help install book preview pages test notebooks format bench slow torture clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book       run every chapter live and build _build/html"
-	@echo "make pages      the built pages in Chromium, where there is one"
+	@echo "make preview    build _build/html from the stored outputs, in seconds: nothing is run"
+	@echo "make pages      the pages that either has built, in Chromium, where there is one (SCREENSHOTS=DIR keeps pictures)"
 	@echo "make test       lint, types, tests, and every chapter against its stored outputs"
 	@echo "make notebooks  run the chapters and store their outputs (only=book/NAME.ipynb for one)"
 	@echo "make format     put code and notebooks in order"
 	@echo "make slow       the tests that take longer"
 	@echo "make torture    kills, damaged files, full disks, broken chapters; writes book/faults.md"
-	@echo "make bench      memory, and with paper=PATH speed against the code of the paper"
+	@echo "make bench      memory and speed; paper=PATH adds a comparison with the code of the paper"
 	@echo "make clean      remove what was built; .venv and runs/ stay"
 
 install: $(STAMP)
@@ -47,6 +48,9 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml | $(BIN)/python
 # --all: a chapter depends on the package too, which the build would not notice.
 book: $(STAMP)
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
+
+preview: $(STAMP)
+	TINYHALL_BOOK=stored $(BIN)/jupyter-book build . --all -W -n --keep-going
 
 pages: $(STAMP)
 	$(BIN)/python -m pytest -m pages tests/test_pages.py
@@ -75,7 +79,7 @@ torture: $(STAMP)
 # Without the shape checks of the other tests, which would be measured too.
 bench: $(STAMP)
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest tests/benchmarks -s
-	$(if $(paper),$(BIN)/python tests/benchmarks/speed.py --paper $(paper),@echo "make: the timings need paper=PATH, the paper's gaussian_experiments")
+	$(BIN)/python tests/benchmarks/speed.py $(if $(paper),--paper $(paper),--only own)
 
 clean:
 	rm -rf _build build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

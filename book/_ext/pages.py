@@ -1,7 +1,11 @@
-"""What a page offers: links to the public repository once its address is set in _config.yml, and no script without a use."""
+"""What a page offers: links to the public repository once its address is set in _config.yml, no script without a use, the same
+from a folder as from a server, and no table that only a mouse can scroll."""
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +17,11 @@ def _buttons(app: Any, config: Any) -> None:
         options["launch_buttons"] = {}  # the theme cannot build a link from an empty address
 
 
+def _stored(app: Any, config: Any) -> None:
+    if os.environ.get("TINYHALL_BOOK") == "stored":  # `make preview`
+        config.nb_execution_mode = "off"
+
+
 def _no_thebe(app: Any, config: Any) -> None:
     # Jupyter Book always loads it. It is off here, yet would put its script on every page, and twice, which is an error there.
     for listeners in app.events.listeners.values():
@@ -21,7 +30,22 @@ def _no_thebe(app: Any, config: Any) -> None:
                 app.disconnect(listener.id)
 
 
+def _mend(app: Any, exception: Exception | None) -> None:
+    """What the theme writes into every page and no template can change."""
+    for page in Path(app.outdir).rglob("*.html") if exception is None else ():
+        text = page.read_text("utf-8")
+        # From file:// a preloaded font is refused as another origin's, with an error; the style sheet loads it in either case.
+        text = re.sub(r'<link rel="preload" as="font"[^>]*>\n?', "", text)
+        # On a phone a table scrolls within this frame, which the keyboard could not reach.
+        text = text.replace(
+            '<div class="pst-scrollable-table-container">', '<div class="pst-scrollable-table-container" tabindex="0">'
+        )
+        page.write_text(text, "utf-8")
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _buttons)
+    app.connect("config-inited", _stored)
     app.connect("config-inited", _no_thebe)
+    app.connect("build-finished", _mend)
     return {"version": "1", "parallel_read_safe": True}
