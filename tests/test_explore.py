@@ -472,6 +472,7 @@ def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) 
     [
         (lambda: explore.draw(MLP(dim=2), QUICK, WAYS, LINE), ("net", "one dimension")),
         (lambda: explore.draw(halved(), QUICK, {}, LINE), ("samplers", "at least one")),
+        (lambda: explore.draw(halved(), QUICK, WAYS, datasets.GaussianMixture.grid()), ("data", "grid(5x5)", "one dimension")),
         (lambda: explore.brush(**plane_samples() | {"t": (0, 1, 2)}), ("t", "falling")),
         (lambda: explore.brush(**plane_samples() | {"x0_hat": torch.zeros(44, 2, 2)}), ("x0_hat", "(44, 3, 2)")),
         (lambda: explore.brush(**plane_samples() | {"scores": torch.zeros(44)}), ("scores", "above 0")),

@@ -313,16 +313,18 @@ def draw(
         within: standard deviations around a mode that count as in support.
 
     Raises:
-        TinyhallError: a network of more dimensions, or no sampler.
+        TinyhallError: a network or a mixture of more dimensions, or no sampler.
     """
     if not isinstance(net, MLP) or net.dim != 1:
         raise _check.fail("net", net, "an MLP of one dimension")
+    if data.dim != 1:
+        raise _check.fail("data", data.name, "a mixture of one dimension")
     if not samplers:
         raise _check.fail("samplers", samplers, "at least one")
     weights = {name: value.detach().cpu().float() for name, value in net.state_dict().items()}
     modes = [float(v) for v in data.means[:, 0]]
     margin = 1.5 * data.nearest_spacing
-    data_ = {
+    figure = {
         "net": {
             "width": net.width, "blocks": net.blocks, "shared": net.shared,
             "shapes": [[name, value.numel()] for name, value in weights.items()],
@@ -334,9 +336,9 @@ def draw(
     }  # fmt: skip
     still = (
         f"A network of {sum(v.numel() for v in weights.values()):,} weights, which draws samples between "
-        f"{data_['low']:g} and {data_['high']:g}. With JavaScript, a button draws from it here, without a kernel."
+        f"{figure['low']:g} and {figure['high']:g}. With JavaScript, a button draws from it here, without a kernel."
     )
-    return Explorer("draw", data_, still)
+    return Explorer("draw", figure, still)
 
 
 def brush(
