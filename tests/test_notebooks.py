@@ -41,3 +41,35 @@ def test_a_chapter_links_its_words_to_the_glossary(path: Path) -> None:
     }
     assert len(linked) >= 3
     assert linked <= TERMS
+
+
+# Settings, thresholds and what the paper reports. What else has a point or a percent sign was measured, and a variable holds it.
+GIVEN = {"0.05", "0.5", "0.707", "1%", "2.4%", "3.11", "80%", "81%", "95%", "96%"}
+
+
+def typed(text: str) -> set[str]:
+    """Numbers that look like measurements, outside code, formulas, roles and links."""
+    for apart in (
+        r"```.*?```",
+        r"^ {4}.*$",
+        r"\$\$.*?\$\$",
+        r"\$[^$]*\$",
+        r"(\{[^}]*\})?`[^`]*`",
+        r"arXiv [\d.]+",
+        r"\]\([^)]*\)",
+    ):
+        text = re.sub(apart, "", text, flags=re.DOTALL if "```" in apart or "$$" in apart else re.MULTILINE)
+    return set(re.findall(r"\d[\d,.]*\s?%|(?<![\w.])\d+\.\d+(?!\w)|\d+e-\d+", text))
+
+
+def test_a_typed_measurement_is_noticed() -> None:
+    text = "It keeps 97.2% of $12.5%$ and {glue:text}`3.4%`, AUROC 0.93, 6.2e-05 of arXiv 2605.06831, `1.5`.\n\n    x = 2.5\n"
+    assert typed(text) == {"97.2%", "0.93", "2e-05"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_measurement_is_typed(path: Path) -> None:
+    for number, cell in enumerate(cells(path)):
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and "{exercise}" not in text:
+            assert typed(text) <= GIVEN, f"cell {number}"
