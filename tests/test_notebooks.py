@@ -43,7 +43,7 @@ def test_a_chapter_links_its_words_to_the_glossary(path: Path) -> None:
     assert linked <= TERMS
 
 
-# Settings, thresholds and what the paper reports. What else has a point or a percent sign was measured, and a variable holds it.
+# Settings, thresholds and what the paper reports. What else has a point or a percent sign was measured, and is a variable.
 GIVEN = {"0.05", "0.5", "0.707", "1%", "2.4%", "3.11", "80%", "81%", "95%", "96%"}
 
 
