@@ -117,6 +117,10 @@ def test_a_page_needs_nothing_else(
         assert page.locator("mjx-container").count() == page.locator("article .math").count()
         assert page.locator("[data-mjx-error], [data-mml-node=merror]").count() == 0
 
+        # A picture waits until it is scrolled to, in a place of its size; a chapter says how long it takes.
+        assert page.locator("article img[src*='/_images/']:not([loading=lazy][width][height]):not([src$='.svg'])").count() == 0
+        assert page.locator("article .th-time").count() == bool(re.match(r"book/\d", page_name))
+
         if SCREENSHOTS:
             name = f"{Path(page_name).stem}-{'phone' if served else scheme}.jpg"
             page.screenshot(path=Path(SCREENSHOTS) / name, full_page=True, quality=60, type="jpeg")

@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from PIL import Image
+
 
 def _buttons(app: Any, config: Any) -> None:
     options = config.html_theme_options
@@ -30,6 +33,24 @@ def _no_thebe(app: Any, config: Any) -> None:
                 app.disconnect(listener.id)
 
 
+def _reading(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """How long a chapter takes to read; and pictures that load when they are scrolled to, in a place that is kept for them."""
+    if doctree is None or "body" not in context:
+        return
+    body = context["body"]
+    if re.fullmatch(r"book/\d\d_.*", pagename):
+        words = sum(len(paragraph.astext().split()) for paragraph in doctree.findall(nodes.paragraph))
+        minutes = max(round(words / 200), 1)
+        body = body.replace("</h1>", f'</h1>\n<p class="th-time">{minutes} minutes to read, without the code</p>', 1)
+    for source, name in app.builder.images.items():
+        place = f'src="../_images/{name}"'
+        if place in body and not source.endswith(".svg"):
+            with Image.open(Path(app.srcdir) / source) as picture:
+                width, height = picture.size
+            body = body.replace(place, f'{place} loading="lazy" width="{width}" height="{height}"')
+    context["body"] = body
+
+
 def _mend(app: Any, exception: Exception | None) -> None:
     """What the theme writes into every page and no template can change."""
     for page in Path(app.outdir).rglob("*.html") if exception is None else ():
@@ -47,5 +68,6 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _buttons)
     app.connect("config-inited", _stored)
     app.connect("config-inited", _no_thebe)
+    app.connect("html-page-context", _reading)
     app.connect("build-finished", _mend)
     return {"version": "1", "parallel_read_safe": True}
