@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -522,3 +523,16 @@ def test_controls_run_the_function_again() -> None:
     assert (steps.min, steps.max, steps.step, steps.value, choice.options) == (1, 9, 2, 3, ("a", "b"))
     steps.value, choice.value = 5, "a"
     assert asked[-2:] == [(5, "b"), (5, "a")]
+
+
+@pytest.mark.parametrize("package", ["anywidget", "ipywidgets"])
+def test_without_widgets_there_is_html(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    scores, bad, _ = samples()
+    figure = explore.threshold(scores, bad) if package == "anywidget" else explore.Rerun(Figure, "Nothing.")
+    assert set(figure._repr_mimebundle_()) == {"text/plain", "text/html"}
+    with pytest.raises(TinyhallError) as caught:
+        _ = figure.widget
+    one_line(caught.value, "widget", package)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +73,30 @@ _STYLE = """
 """
 
 
-class Explorer:
+class _Shown:
+    """What offers both of its forms: a widget where there is a kernel for it, and HTML elsewhere."""
+
+    still: str
+    html: Any
+    widget: Any
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle: dict[str, Any] = {"text/plain": self.still, "text/html": self.html}
+        try:
+            shown = self.widget._repr_mimebundle_()
+        except _check.TinyhallError:
+            return bundle
+        return (shown[0] if isinstance(shown, tuple) else shown) | bundle
+
+
+def _needed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise _check.TinyhallError(f"widget: expected {package} to be installed, got none; `.html` needs none") from error
+
+
+class Explorer(_Shown):
     """A figure of a module in `js/` and its data: a widget where there are anywidget and a kernel, and HTML elsewhere.
 
     Args:
@@ -112,13 +136,9 @@ class Explorer:
         Raises:
             TinyhallError: anywidget is not installed.
         """
-        try:
-            import anywidget
-            import traitlets
-        except ImportError as error:
-            raise _check.TinyhallError("widget: expected anywidget to be installed, got none; `.html` needs nothing") from error
+        anywidget, traitlets = _needed("anywidget"), _needed("traitlets")
 
-        class Widget(anywidget.AnyWidget):
+        class Widget(anywidget.AnyWidget):  # type: ignore[name-defined]
             _esm = self.source
             _css = _STYLE
             data = traitlets.Dict().tag(sync=True)
@@ -127,16 +147,8 @@ class Explorer:
         widget.add_traits(**{name: traitlets.Any(self.data[name]).tag(sync=True) for name in self.state})
         return widget
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle: dict[str, Any] = {"text/plain": self.still, "text/html": self.html}
-        try:
-            shown = self.widget._repr_mimebundle_()
-        except _check.TinyhallError:
-            return bundle
-        return (shown[0] if isinstance(shown, tuple) else shown) | bundle
 
-
-class Rerun:
+class Rerun(_Shown):
     """Plain ipywidgets that run a function again in a live notebook. A page without a kernel shows what its defaults give.
 
     Args:
@@ -146,7 +158,7 @@ class Rerun:
     """
 
     def __init__(self, function: Callable[..., Any], alt: str, **controls: Any) -> None:
-        self.function, self.alt, self.controls = function, alt, controls
+        self.function, self.still, self.controls = function, alt, controls
 
     @cached_property
     def html(self) -> str:
@@ -160,7 +172,7 @@ class Rerun:
         figure.savefig(out, format="png", bbox_inches="tight")
         pyplot.close(figure)  # or the notebook would show it a second time
         picture = base64.b64encode(out.getvalue()).decode()
-        return f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{picture}">'
+        return f'<img alt="{escape(self.still)}" src="data:image/png;base64,{picture}">'
 
     @cached_property
     def widget(self) -> Any:
@@ -169,27 +181,13 @@ class Rerun:
         Raises:
             TinyhallError: ipywidgets is not installed.
         """
-        try:
-            from IPython.display import HTML, display
-            from ipywidgets import interactive
-        except ImportError as error:
-            raise _check.TinyhallError(
-                "widget: expected ipywidgets to be installed, got none; `.html` needs nothing"
-            ) from error
+        ipywidgets, show_in = _needed("ipywidgets"), _needed("IPython.display")
 
         @wraps(self.function)  # its defaults are where the controls begin
         def show(**values: Any) -> None:
-            display(HTML(self._picture(**values)))
+            show_in.display(show_in.HTML(self._picture(**values)))
 
-        return interactive(show, **self.controls)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle: dict[str, Any] = {"text/plain": self.alt, "text/html": self.html}
-        try:
-            shown = self.widget._repr_mimebundle_()
-        except _check.TinyhallError:
-            return bundle
-        return (shown[0] if isinstance(shown, tuple) else shown) | bundle
+        return ipywidgets.interactive(show, **self.controls)
 
 
 def threshold(
@@ -267,16 +265,8 @@ def ride(
         TinyhallError: shapes that do not fit, or t that does not fall.
     """
     n, k, m = len(bad), len(t), len(grid)
-    if k < 2 or any(a <= b for a, b in pairwise(t)):
-        raise _check.fail("t", list(t), "at least two falling moments")
-    for name, value, shape in (
-        ("x", x, (n, k)),
-        ("x0_hat", x0_hat, (n, k)),
-        ("exact", exact, (k, m)),
-        ("learned", learned, (k, m)),
-    ):
-        if tuple(value.shape) != shape:
-            raise _check.fail(name, value, f"shape {shape}")
+    _falling(t)
+    _shaped(("x", x, (n, k)), ("x0_hat", x0_hat, (n, k)), ("exact", exact, (k, m)), ("learned", learned, (k, m)))
     low, high = float(grid.min()), float(grid.max())
 
     def short(values: Tensor) -> Any:
@@ -365,11 +355,8 @@ def brush(
         TinyhallError: shapes that do not fit, t that does not fall, or scores that are not positive.
     """
     n, k = len(x), len(t)
-    if k < 2 or any(a <= b for a, b in pairwise(t)):
-        raise _check.fail("t", list(t), "at least two falling moments")
-    for name, value, shape in (("x", x, (n, 2)), ("x0_hat", x0_hat, (n, k, 2)), ("scores", scores, (n,))):
-        if tuple(value.shape) != shape:
-            raise _check.fail(name, value, f"shape {shape}")
+    _falling(t)
+    _shaped(("x", x, (n, 2)), ("x0_hat", x0_hat, (n, k, 2)), ("scores", scores, (n,)))
     if not bool((scores > 0).all()):
         raise _check.TinyhallError(f"scores: expected values above 0, got {float(scores.min())}")
     bad = ~data.in_support(x, within)
@@ -405,9 +392,7 @@ def gallery(
         TinyhallError: lengths that differ, no score, or a kind without a name.
     """
     n = len(images)
-    for name, value in {"kind": kind, **scores}.items():
-        if tuple(value.shape) != (n,):
-            raise _check.fail(name, value, f"shape ({n},)")
+    _shaped(*((name, value, (n,)) for name, value in {"kind": kind, **scores}.items()))
     if not scores:
         raise _check.fail("scores", scores, "at least one")
     if int(kind.min()) < 0 or int(kind.max()) >= len(kinds):
@@ -480,8 +465,7 @@ def story(
     for name, value in (("forward", forward), ("backward", backward)):
         if value.ndim != 3 or tuple(value.shape[1:]) != (n, 2) or len(value) < 2:
             raise _check.fail(name, value, f"shape (at least 2, {n}, 2)")
-    if tuple(removed.shape) != (n,):
-        raise _check.fail("removed", removed, f"shape ({n},)")
+    _shaped(("removed", removed, (n,)))
     if len(captions) != 5:
         raise _check.fail("captions", list(captions), "5 sentences")
     hold = 22  # pictures for a sentence to be read in while nothing moves
@@ -493,6 +477,17 @@ def story(
         "bad": [bool(b) for b in bad], "removed": [bool(r) for r in removed], "low": -edge, "high": edge,
     }  # fmt: skip
     return Explorer("story", data, " ".join(captions))
+
+
+def _falling(t: Sequence[int]) -> None:
+    if len(t) < 2 or any(a <= b for a, b in pairwise(t)):
+        raise _check.fail("t", list(t), "at least two falling moments")
+
+
+def _shaped(*expected: tuple[str, Tensor, tuple[int, ...]]) -> None:
+    for name, value, shape in expected:
+        if tuple(value.shape) != shape:
+            raise _check.fail(name, value, f"shape {shape}")
 
 
 def _packed(values: Tensor) -> str:

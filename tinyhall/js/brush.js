@@ -49,7 +49,7 @@ function render({ model, el }) {
   };
   const drag = (event) => {
     if (event.type === "pointermove" && !event.buttons) return;
-    const corner = plane.svg.getBoundingClientRect(), scale = 340 / corner.width;
+    const corner = plane.svg.getBoundingClientRect(), scale = plane.svg.viewBox.baseVal.width / corner.width;
     const [px, py] = [(event.clientX - corner.left) * scale, (event.clientY - corner.top) * scale];
     // The panel's own scale, turned round.
     const [x0, x1, y0, y1] = [plane.across(low), plane.across(high), plane.up(low), plane.up(high)];

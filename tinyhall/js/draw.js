@@ -143,7 +143,6 @@ function bars(box, data) {
         rect.setAttribute("y", counts[i] ? up(counts[i]) : base);
         rect.setAttribute("height", counts[i] ? base - up(counts[i]) : 0);
       });
-      return counts;
     },
   };
 }
@@ -169,7 +168,6 @@ function render({ model, el }) {
     return `beyond ${data.within} std of every mode: ${wrong} (${((100 * wrong) / x.length).toFixed(1)}%)`;
   };
   const ready = () => {
-    if (rest) rest.stopped = true;
     told.textContent = `${n.value} samples from seed ${seed.value}, ${names[Number(sampler.value)]}: press Draw.`;
   };
   const draw = async () => {
@@ -185,10 +183,9 @@ function render({ model, el }) {
     while (x.length < wanted && !mine.stopped && el.isConnected) {
       told.textContent = x.length ? `drawn ${x.length} of ${wanted}; ${count(x)}` : "drawing ...";
       const more = await walk(eps, moves[Number(sampler.value)], GROUP, normal, mine);
-      if (more && !mine.stopped) x.push(...more);
-      if (more && rest === mine) chart.show(x);
+      if (more) x.push(...more);
+      chart.show(x);
     }
-    if (rest !== mine) return;
     rest = null;
     run.textContent = "Draw";
     if (x.length) told.textContent = `drawn ${x.length} of ${wanted}; ${count(x)}`;
