@@ -37,11 +37,22 @@ def pick(name: str | torch.device | None = None) -> torch.device:
 
 
 def gains_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster here than float32 ones: recent GPUs, and processors with matrix tiles (AMX)."""
+    """Whether bfloat16 products are faster here than float32 ones: recent GPUs, and processors with matrix tiles (AMX) or with
+    dot products of bfloat16 (AVX-512). TINYHALL_PRECISION=float32 or bfloat16 overrules it.
+
+    Raises:
+        TinyhallError: another TINYHALL_PRECISION.
+    """
+    wanted = os.environ.get("TINYHALL_PRECISION")
+    if wanted:
+        if wanted not in ("float32", "bfloat16"):
+            raise _check.fail("TINYHALL_PRECISION", wanted, "float32 or bfloat16")
+        return wanted == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # no public name for it yet
-    return device.type == "cpu" and tiles is not None and bool(tiles())
+    # No public names for these yet.
+    asks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    return device.type == "cpu" and any(ask is not None and bool(ask()) for ask in asks)
 
 
 @cache

@@ -134,10 +134,14 @@ def available(root: str | Path = "artifacts") -> list[tuple[str, str, int]]:
 def train_card(
     card: Card, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
 ) -> tuple[MLP | UNet, dict[str, Any]]:
-    """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses and seconds."""
+    """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses, seconds, precision."""
     net, stages = _train(card, seed, runs, device, progress, stages=1)
     run = next(stages)
-    return net, {"losses": run.losses, "train_seconds": round(run.seconds, 1)}
+    return net, {"losses": run.losses, **_spent(run.seconds, bool(run.bf16))}
+
+
+def _spent(seconds: float, bf16: bool) -> dict[str, Any]:
+    return {"train_seconds": round(seconds, 1), "precision": "bfloat16" if bf16 else "float32"}
 
 
 def _train(
@@ -240,7 +244,7 @@ def reproduce(
     # The table costs as much as 16,000 samples: too much for a smoke run, nothing beside millions.
     tabulate = mixture.dim == 1 and card.samples >= 100_000
     fast: Net = Tabulated(net.cpu(), schedule.steps) if tabulate else net.cpu()
-    metrics: dict[str, Any] = {"losses": history["losses"]}
+    metrics: dict[str, Any] = {"losses": history.pop("losses")}
     began = time.perf_counter()
     for name in samplers:
         # Without noise the rarest figures matter less, and a tenth of the samples gives them.
@@ -255,8 +259,7 @@ def reproduce(
         if mixture.dim > 1 or name in ("large", "small"):
             write_tensors(out / f"samples-{name}.safetensors", draw.tensors(), {"card": card.hash, "sampler": name})
     write_json(out / "metrics.json", metrics)
-    seconds = {"train_seconds": history["train_seconds"], "sample_seconds": round(time.perf_counter() - began, 1)}
-    return _finish(card, seed, root, place, seconds)
+    return _finish(card, seed, root, place, history | {"sample_seconds": round(time.perf_counter() - began, 1)})
 
 
 def _reproduce_images(
@@ -301,11 +304,11 @@ def _reproduce_images(
             tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
         write_tensors(out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
     write_json(out / "metrics.json", metrics)
-    seconds = {"train_seconds": round(run.seconds, 1), "sample_seconds": round(time.perf_counter() - began, 1)}
-    return _finish(card, seed, root, place, seconds)
+    spent = _spent(run.seconds, bool(run.bf16))
+    return _finish(card, seed, root, place, spent | {"sample_seconds": round(time.perf_counter() - began, 1)})
 
 
-def _finish(card: Card, seed: int, root: str | Path, place: torch.device, seconds: dict[str, float]) -> Artifact:
+def _finish(card: Card, seed: int, root: str | Path, place: torch.device, spent: dict[str, Any]) -> Artifact:
     info = {
         "card": asdict(card),
         "hash": card.hash,
@@ -313,7 +316,7 @@ def _finish(card: Card, seed: int, root: str | Path, place: torch.device, second
         "device": describe_device(place),
         "revision": revision(),
         "torch": torch.__version__,
-    } | seconds
+    } | spent
     write_json(folder(root, card, seed) / "card.json", info)  # last: an artifact without it is not one
     return load(card.name, card.scale, seed, root)
 
@@ -382,9 +385,10 @@ def _reproduce_recursion(
     write_json(out / "metrics.json", metrics)
     # Of all its trainings, also those of calls that were broken off; this call's own time may be that of reading them.
     checkpoints = folder(runs, card, seed).glob("**/checkpoint.safetensors")
-    trained = sum(float(read_tensors(path)[1]["seconds"]) for path in checkpoints)
-    seconds = {"train_seconds": round(trained, 1), "seconds": round(time.perf_counter() - began, 1)}
-    return _finish(card, seed, root, place, seconds)
+    notes = [read_tensors(path)[1] for path in checkpoints]
+    # A generation that another machine trained may have been trained otherwise: bfloat16 in one is said of all.
+    spent = _spent(sum(float(note["seconds"]) for note in notes), any(note.get("bf16") == "1" for note in notes))
+    return _finish(card, seed, root, place, spent | {"seconds": round(time.perf_counter() - began, 1)})
 
 
 def _of_points(mixture: GaussianMixture, draw: int, seed: int) -> tuple[Callable[[Samples], dict[str, Any]], dict[str, Any]]:

@@ -48,6 +48,7 @@ class Run:
     ema: dict[str, Tensor] | None = None
     losses: list[float] = field(default_factory=list)  # one per `every` steps of fit
     seconds: float = 0.0  # of wall time in fit, interruptions left out
+    bf16: bool | None = None  # how its products are taken; None until fit has asked the device
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to sample with: the moving average where there is one."""
@@ -62,7 +63,7 @@ class Run:
         tensors["generator"] = self.generator.get_state()
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         note = {"settings": json.dumps(self.settings, sort_keys=True), "step": str(self.step), "order": str(self.order)}
-        note["seconds"] = f"{self.seconds:.1f}"
+        note |= {"seconds": f"{self.seconds:.1f}", "bf16": str(int(bool(self.bf16)))}
         write_tensors(path, tensors, note)
 
     def load(self, path: str | Path) -> None:
@@ -74,7 +75,7 @@ class Run:
         tensors, note = read_tensors(path)
         try:
             settings, step, order = json.loads(note["settings"]), int(note["step"]), int(note["order"])
-            seconds = float(note.get("seconds", 0))
+            seconds, bf16 = float(note.get("seconds", 0)), bool(int(note.get("bf16", 0)))
             if not isinstance(settings, dict) or step < 0 or not 0 <= seconds < math.inf:
                 raise ValueError(f"step {step}, {seconds} seconds")
         except (KeyError, ValueError, RecursionError) as error:
@@ -88,7 +89,7 @@ class Run:
             self._restore(tensors)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             raise _check.TinyhallError(f"checkpoint: expected the tensors of this network, got others in {path}") from error
-        self.step, self.order, self.seconds = step, order, seconds
+        self.step, self.order, self.seconds, self.bf16 = step, order, seconds, bf16
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         def under(prefix: str) -> dict[str, Tensor]:
@@ -332,7 +333,7 @@ def fit(
     network holds the weights to sample with (the moving average where `ema` is given).
 
     Args:
-        bf16: None lets the device decide.
+        bf16: None lets the device decide. A run that is resumed goes on as it began.
         compile: `torch.compile` the network; pays from some thousand steps on, and needs a C++ compiler.
         checkpoint: a file; written every `every` steps, at the end, and on SIGINT.
         every: steps between checkpoints; also between entries of `Run.losses`, each a mean over that many steps.
@@ -358,10 +359,12 @@ def fit(
             run.load(path)
         if compile:
             net.compile()
-        bf16 = _device.gains_bf16(device) if bf16 is None else bf16
+        # A run goes on as it began, on whatever machine: other products would end in other bits.
+        if run.bf16 is None:
+            run.bf16 = _device.gains_bf16(device) if bf16 is None else bf16
         steps_left = train(
             net, data, schedule, steps=steps, batch_size=batch_size, lr=lr, generator=generator, label=label,
-            label_dropout=label_dropout, ema=ema, bf16=bf16, microbatch=microbatch, run=run,
+            label_dropout=label_dropout, ema=ema, bf16=run.bf16, microbatch=microbatch, run=run,
         )  # fmt: skip
         _drive(run, steps_left, steps, path, every, progress)
     if run.ema is not None:
