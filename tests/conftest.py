@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TINYHALL_PRECISION", "float32")  # what a test sees should not depend on the processor
 
 import torch
 from hypothesis import HealthCheck, settings

@@ -140,6 +140,24 @@ def test_bf16_is_asked_of_the_device() -> None:
     assert device.gains_bf16(torch.device("meta")) is False
 
 
+@pytest.mark.parametrize(("tiles", "dots"), [(False, False), (False, True), (True, False)])
+def test_bf16_gains_where_a_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch, tiles: bool, dots: bool) -> None:
+    monkeypatch.delenv("TINYHALL_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dots, raising=False)
+    assert device.gains_bf16(torch.device("cpu")) is (tiles or dots)
+
+
+def test_the_precision_can_be_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wanted in ("float32", "bfloat16"):
+        monkeypatch.setenv("TINYHALL_PRECISION", wanted)
+        assert device.gains_bf16(torch.device("cpu")) is (wanted == "bfloat16")
+    monkeypatch.setenv("TINYHALL_PRECISION", "float16")
+    with pytest.raises(TinyhallError) as caught:
+        device.gains_bf16(torch.device("cpu"))
+    one_line(caught.value, "TINYHALL_PRECISION", "float32 or bfloat16", "'float16'")
+
+
 def test_autocast() -> None:
     a = torch.ones(2, 2)
     with device.autocast(torch.device("cpu"), True):

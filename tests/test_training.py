@@ -304,6 +304,17 @@ def test_resume_equals_uninterrupted(tmp_path: Path, stop: int, ema: float | Non
     assert all(torch.equal(a[i][k], b[i][k]) for i in a for k in a[i])
 
 
+@pytest.mark.parametrize("began", [True, False])
+def test_a_resumed_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, began: bool) -> None:
+    """On a machine that would have chosen the other one, too: else it would end in other bits."""
+    path = tmp_path / "run"
+    fitted(steps=4, bf16=began, checkpoint=path)
+    monkeypatch.setenv("TINYHALL_PRECISION", "float32" if began else "bfloat16")
+    resumed = fitted(bf16=None, checkpoint=path)
+    assert resumed.bf16 is began
+    assert same_bits(weights(resumed), weights(fitted(bf16=began)))
+
+
 def test_resume_in_many_pieces(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     for stop in range(1, END + 1):

@@ -134,7 +134,7 @@ def available(root: str | Path = "artifacts") -> list[tuple[str, str, int]]:
 def train_card(
     card: Card, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
 ) -> tuple[MLP | UNet, dict[str, Any]]:
-    """Trains a card's network, or goes on where its checkpoint in `runs` stopped. Returns it with losses, seconds, precision."""
+    """Trains a card's network, or goes on from its checkpoint in `runs`. Returns it with losses, seconds and precision."""
     net, stages = _train(card, seed, runs, device, progress, stages=1)
     run = next(stages)
     return net, {"losses": run.losses, **_spent(run.seconds, bool(run.bf16))}
