@@ -101,8 +101,10 @@ class GaussianCard(Card):
     def _smaller(self, scale: str) -> dict[str, Any]:
         if scale == "smoke":
             return {"n": min(self.n, 2_000), "steps": 400, "batch_size": 500, "samples": min(self.samples, 2_000)}
-        smaller = {"steps": self.steps // 5, "batch_size": 2_500, "samples": self.samples // 10}
-        return smaller if self.layout == "line" else smaller | self._head()
+        smaller = {"steps": self.steps // 5, "batch_size": 2_500}
+        if self.layout == "line":
+            return smaller | {"samples": self.samples // 10}
+        return smaller | {"samples": self.samples // 4} | self._head()
 
     def _head(self) -> dict[str, Any]:
         """The first hundreds of steps that hold all but 1e-4 of the signal, unchanged.
@@ -311,7 +313,7 @@ def _line(name: str, means: Sequence[float], **fields: Any) -> GaussianCard:
 
 def _plane(layout: str, **fields: Any) -> GaussianCard:
     """The paper's 25 modes: n = 100,000 for 10,000 epochs of 10 batches."""
-    return GaussianCard(layout, layout=layout, n=100_000, steps=100_000, samples=500_000, **fields)
+    return GaussianCard(layout, layout=layout, n=100_000, steps=100_000, samples=200_000, **fields)
 
 
 def _shapes(name: str, **fields: Any) -> ShapesCard:
@@ -341,7 +343,7 @@ CARDS: dict[str, Card] = {
         # The paper's rotation also shrinks: this one does not.
         _plane("diamond-spaced"),
         TightCard(
-            "grid-tight", layout="grid", n=100_000, steps=100_000, samples=500_000, beta_start=1e-4, beta_end=0.02, shared=False
+            "grid-tight", layout="grid", n=100_000, steps=100_000, samples=200_000, beta_start=1e-4, beta_end=0.02, shared=False
         ),
         _shapes("shapes"),
         # The same steps at other n.
