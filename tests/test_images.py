@@ -212,7 +212,7 @@ def test_figures_of_a_generation_of_images() -> None:
 def test_generations_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     test_set = MNIST(train=False)
-    fewer = DigitOracle(test_set.classifier, test_set.images(slice(0, 3_000)), test_set.images(slice(3_000, 4_000)))
+    fewer = DigitOracle.calibrated(test_set.classifier, test_set.images(slice(0, 3_000)), test_set.images(slice(3_000, 4_000)))
     monkeypatch.setattr(MNIST, "oracle", property(lambda self: fewer))
     card = cards.get("mnist", "smoke")
     assert card.draw / card.n == pytest.approx(65 / 60, abs=0.01)

@@ -13,6 +13,7 @@ from common import ROOT, one_line, seeded
 
 from tinyhall import mnist
 from tinyhall._check import TinyhallError
+from tinyhall.artifacts import write_json
 from tinyhall.mnist import MNIST, Classifier, DigitOracle
 
 HOME = ROOT / "book" / "data" / "mnist"
@@ -138,7 +139,9 @@ def test_training_a_classifier_is_seeded_and_learns(test_set: MNIST) -> None:
 def data(classifier: Classifier) -> MNIST:
     """The test digits, judged by fewer than all."""
     digits = MNIST(HOME, train=False)
-    digits.__dict__["oracle"] = DigitOracle(classifier, MNIST(HOME).images(slice(0, 20_000)), digits.images(slice(0, 3_000)))
+    digits.__dict__["oracle"] = DigitOracle.calibrated(
+        classifier, MNIST(HOME).images(slice(0, 20_000)), digits.images(slice(0, 3_000))
+    )
     return digits
 
 
@@ -226,5 +229,12 @@ def test_the_project_s_own_copy_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_oracle_errors(classifier: Classifier, test_set: MNIST) -> None:
     x = test_set.images(slice(0, 10))
     with pytest.raises(TinyhallError) as caught:
-        DigitOracle(classifier, x, x, share=1.5)
+        DigitOracle.calibrated(classifier, x, x, share=1.5)
     one_line(caught.value, "share", "(0, 1)")
+
+
+def test_a_border_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "classifier.json", {"seed": 0})
+    with pytest.raises(TinyhallError) as caught:
+        _ = MNIST(tmp_path).oracle
+    one_line(caught.value, "border", "None", "classifier.json")

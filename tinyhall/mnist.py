@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from . import _check
 from ._typing import Bool, Float, Int, Tensor
-from .artifacts import load_weights
+from .artifacts import load_weights, read_json
 
 FILES = {  # name: SHA-256 of the uncompressed file, shape
     "train-images-idx3-ubyte": ("ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", (60_000, 28, 28)),
@@ -145,9 +145,17 @@ class MNIST:
 
     @cached_property
     def oracle(self) -> DigitOracle:
-        """Of all training digits, with the border set by the test digits."""
-        train, test = (MNIST(self.root, train) for train in (True, False))
-        return DigitOracle(self.classifier, train.images(), test.images())
+        """Of all training digits; its border was set by the test digits, and lies with the classifier in `classifier.json`.
+
+        Raises:
+            TinyhallError: no such file, or one without a border.
+        """
+        path = self.place / "classifier.json"
+        told = read_json(path)
+        border = told.get("border") if isinstance(told, dict) else None
+        if not isinstance(border, float):
+            raise _check.TinyhallError(f"artifact: expected a border, a number, got {border!r} in {path}")
+        return DigitOracle(self.classifier, MNIST(self.root).images(), border)
 
     def judge(self, x: Float[Tensor, "n 1 size size"]) -> DigitJudgement:
         """Whether each image is like a digit, by `oracle`, and which one. What is not finite is like none, at distance inf.
@@ -240,16 +248,22 @@ class DigitOracle:
 
     Args:
         classifier: whose layers.
-        train, test: real digits; the first fill the support, the second set its border.
-        share: of the test digits that are in support.
+        train: real digits, which fill the support.
+        border: the distance beyond which a digit is out of it; `calibrated` finds it.
     """
 
-    def __init__(self, classifier: Classifier, train: Tensor, test: Tensor, share: float = 0.99) -> None:
+    def __init__(self, classifier: Classifier, train: Tensor, border: float) -> None:
+        self.known, self.border = classifier.read(train).signature, border
+
+    @classmethod
+    def calibrated(cls, classifier: Classifier, train: Tensor, test: Tensor, share: float = 0.99) -> DigitOracle:
+        """One whose border keeps that share of the test digits in support."""
         if not 0 < share < 1:
             raise _check.fail("share", share, "a share in (0, 1)")
-        self.known = classifier.read(train).signature
-        told = self.distance(classifier.read(test).signature).sort().values
-        self.border = float(told[min(math.ceil(share * len(told)), len(told)) - 1])
+        oracle = cls(classifier, train, math.inf)
+        told = oracle.distance(classifier.read(test).signature).sort().values
+        oracle.border = float(told[min(math.ceil(share * len(told)), len(told)) - 1])
+        return oracle
 
     def distance(self, signature: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """To the nearest training digit."""

@@ -38,6 +38,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from memory import peak  # noqa: E402
 
+from tinyhall import cards, experiments, stats  # noqa: E402
 from tinyhall import device as _device  # noqa: E402
 from tinyhall.metrics import TrajectoryVariance  # noqa: E402
 from tinyhall.nets import MLP, Tabulated, UNet, sinusoidal  # noqa: E402
@@ -207,12 +208,12 @@ def agreement(paper: Paper, dim: int) -> dict[str, float]:
 # --- ours
 
 
-def our_train_step(kind: int | str, compiled: bool, n: int = BATCH, seed: int = 0) -> Work:
+def our_train_step(kind: int | str, compiled: bool, n: int = BATCH, seed: int = 0, bf16: bool | None = None) -> Work:
     (net, shape), g = network(kind), generator(seed)
     if compiled:
         net.compile()
     data = torch.randn(10 * n, *shape, generator=g)
-    bf16 = _device.gains_bf16(torch.device("cpu"))
+    bf16 = _device.gains_bf16(torch.device("cpu")) if bf16 is None else bf16
     steps = train(net, data, Schedule.linear(steps=STEPS), steps=10**9, batch_size=n, lr=1e-3, generator=g, bf16=bf16)
     return lambda: next(steps).loss.item()
 
@@ -463,6 +464,8 @@ def measure(paper: Path, count: int, threads: int, quick: bool) -> list[dict[str
         ours: dict[str, Spec] = {"eager": ("train", dim, False)}
         if not quick:
             ours["compiled"] = ("train", dim, True)
+        if _device.gains_bf16(torch.device("cpu")):
+            ours["eager, float32"] = ("train", dim, False, BATCH, 0, False)
         compare("training step", dim, BATCH, ours, ("paper.train_step", dim), count)
     for n in (10_000,) if quick else (10_000, 100_000):
         ours = {"metric on": ("reverse", n, 2, True), "metric off": ("reverse", n, 2, False)}
@@ -486,6 +489,31 @@ def machine() -> dict[str, Any]:
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "gains_bf16": _device.gains_bf16(torch.device("cpu")),
     }
+
+
+def precision(seeds: int, scale: str) -> list[dict[str, Any]]:
+    """What training in bfloat16 does to a model: the main card of the line, the same seeds in both. Resumes in `runs`."""
+    rows = []
+    mixture, schedule = cards.get("line123", scale).data(), cards.get("line123", scale).schedule()
+    for seed, how in itertools.product(range(seeds), ("float32", "bfloat16")):
+        os.environ["TINYHALL_PRECISION"] = how
+        place = ROOT / "runs" / f"precision-{how}"
+        made = experiments.reproduce(
+            cards.get("line123", scale), seed, root=place, runs=place, samplers=("large", "small"), progress=False
+        )
+        assert made.info["precision"] == how, "a run that was trained otherwise lies in its folder"
+        x0, t = mixture.sample(200_000, generator(1)), torch.arange(200_000) % schedule.steps
+        x = schedule.q_sample(x0, t, torch.randn(x0.shape, generator=generator(2)))
+        with torch.no_grad():
+            excess = (made.net(x, t) - mixture.denoiser(schedule)(x, t)).square().mean()
+        row: dict[str, Any] = {"precision": how, "seed": seed, "excess": float(excess), "scale": scale}
+        for sampler in ("large", "small"):
+            row[sampler] = made.metrics[sampler]["fraction"]["5"]
+            row[f"auroc {sampler}"] = made.metrics[sampler]["windows"]["-".join(map(str, WINDOW))]["5"]["auroc"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    del os.environ["TINYHALL_PRECISION"]
+    return rows
 
 
 # --- the page
@@ -525,11 +553,35 @@ def _own_table(result: dict[str, Any]) -> str:
 
 
 def _measured_on(m: dict[str, Any]) -> str:
-    bf16 = "has" if m["gains_bf16"] else "has no"
+    bf16 = "multiplies bfloat16" if m["gains_bf16"] else "does not multiply bfloat16"
     return (
         f"Measured on {m['processor']}, {m['cores']} cores, vectors {m['vectors']}, torch {m['torch']}. "
-        f"It {bf16} matrix tiles for bfloat16, so tinyhall trained in {'bfloat16' if m['gains_bf16'] else 'float32'}."
+        f"It {bf16} in hardware, so tinyhall trained in {'bfloat16' if m['gains_bf16'] else 'float32'}."
     )
+
+
+def _precision_table(result: dict[str, Any]) -> str:
+    rows = result["precision"]
+    kinds = ("float32", "bfloat16")
+    values = {
+        "mean squared error of eps against the exact denoiser": [("excess", lambda r: r["excess"], ".2e")],
+        "hallucinated": [(s, lambda r, s=s: r[s][0], ".1e") for s in ("large", "small")],
+        "AUROC": [(s, lambda r, s=s: r[f"auroc {s}"][0], ".3f") for s in ("large", "small")],
+    }
+    seeds = len({r["seed"] for r in rows})
+    lines = [
+        f"Means over {seeds} seeds of line123 at {rows[0]['scale']} scale, with 95% intervals over the seeds:",
+        "",
+        "| | variance | float32 | bfloat16 | difference |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for label, columns in values.items():
+        for name, read, spec in columns:
+            told = {k: [read(r) for r in sorted(rows, key=lambda r: r["seed"]) if r["precision"] == k] for k in kinds}
+            apart = stats.mean([b - a for a, b in zip(*told.values(), strict=True)])
+            cells = [f"{stats.mean(told[k]):{spec}}" for k in kinds] + [f"{apart:{spec}}"]
+            lines.append(f"| {label} | {'' if name == 'excess' else name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -580,7 +632,11 @@ def _table(result: dict[str, Any]) -> str:
 
 def write_page() -> None:
     result, page = json.loads(JSON.read_text()), PAGE.read_text()
-    for mark, table in (("<!-- speed.py writes from here -->", _table), ("<!-- and from here -->", _own_table)):
+    for mark, table in (
+        ("<!-- speed.py writes from here -->", _table),
+        ("<!-- and from here -->", _own_table),
+        ("<!-- and precision from here -->", _precision_table),
+    ):
         before, _, rest = page.partition(mark)
         _, end, after = rest.partition("<!-- to here -->")
         page = f"{before}{mark}\n\n{table(result)}\n\n{end}{after}"
@@ -593,7 +649,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled, no large runs; changes no file")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--only", choices=("own", "rows", "memory"), help="renew one part of the JSON: rows are the paper's")
+    parts = "renew one part of the JSON: rows are the paper's; precision trains six models, most of an hour"
+    parser.add_argument("--only", choices=("own", "rows", "memory", "precision"), help=parts)
     parser.add_argument("--page", action="store_true", help="only write the JSON's numbers into the page")
     args = parser.parse_args()
     if args.page:
@@ -615,6 +672,8 @@ def main() -> None:
         result["machine"] = machine()
         result["agreement"] = [agreement(Paper(args.paper), dim) for dim in (1, 2)]
         result["rows"] = renewed(result["rows"], lambda k: measure(args.paper, count, k, args.quick))
+    if args.only == "precision":
+        result["precision"] = precision(1 if args.quick else 3, "smoke" if args.quick else "laptop")
     if args.only in (None, "memory") and sys.platform.startswith("linux"):
         runs = [(10_000, 1000, False), (100_000, 20, False), (100_000, 1000, False)]
         if not args.quick:

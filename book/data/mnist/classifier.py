@@ -9,7 +9,7 @@ import torch
 
 from tinyhall.artifacts import write_json, write_tensors
 from tinyhall.experiments import describe_device, revision
-from tinyhall.mnist import MNIST, train_classifier
+from tinyhall.mnist import MNIST, DigitOracle, train_classifier
 
 HERE = Path(__file__).parent
 
@@ -22,6 +22,13 @@ if __name__ == "__main__":
     write_tensors(HERE / "classifier.safetensors", weights)
     test = MNIST(HERE, train=False)
     right = float((test.classifier.read(test.images()).digit == test.labels).double().mean())  # of the weights as they are kept
-    card = {"seed": 0, "test_accuracy": right, "device": describe_device(torch.device("cpu")), "revision": revision()}
+    border = DigitOracle.calibrated(test.classifier, MNIST(HERE).images(), test.images()).border
+    card = {
+        "seed": 0,
+        "test_accuracy": right,
+        "border": border,
+        "device": describe_device(torch.device("cpu")),
+        "revision": revision(),
+    }
     write_json(HERE / "classifier.json", card | {"train_seconds": seconds, "torch": torch.__version__})
     print(f"{right:.2%} of the test digits, in {seconds} s")
