@@ -146,6 +146,7 @@ def test_bf16_gains_where_a_processor_multiplies_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dots, raising=False)
     assert device.gains_bf16(torch.device("cpu")) is (tiles or dots)
+    assert device.gains_bf16(torch.device("cpu"), images=True) is tiles
 
 
 def test_the_precision_can_be_overruled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,11 @@ def pick(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def gains_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster here than float32 ones: recent GPUs, and processors with matrix tiles (AMX) or with
-    dot products of bfloat16 (AVX-512). TINYHALL_PRECISION=float32 or bfloat16 overrules it.
+def gains_bf16(device: torch.device, images: bool = False) -> bool:
+    """Whether bfloat16 products are faster here than float32 ones. TINYHALL_PRECISION=float32 or bfloat16 overrules it.
+
+    They are on recent GPUs and on processors with matrix tiles (AMX); on one with AVX-512's dot products alone they are for
+    points, but not for the small convolutions that images pass through.
 
     Raises:
         TinyhallError: another TINYHALL_PRECISION.
@@ -51,8 +53,8 @@ def gains_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # No public names for these yet.
-    asks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
-    return device.type == "cpu" and any(ask is not None and bool(ask()) for ask in asks)
+    asks = ["_is_amx_tile_supported"] + ([] if images else ["_is_avx512_bf16_supported"])
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asks)
 
 
 @cache

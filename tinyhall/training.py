@@ -361,7 +361,7 @@ def fit(
             net.compile()
         # A run goes on as it began, on whatever machine: other products would end in other bits.
         if run.bf16 is None:
-            run.bf16 = _device.gains_bf16(device) if bf16 is None else bf16
+            run.bf16 = _device.gains_bf16(device, images=data.ndim > 2) if bf16 is None else bf16
         steps_left = train(
             net, data, schedule, steps=steps, batch_size=batch_size, lr=lr, generator=generator, label=label,
             label_dropout=label_dropout, ema=ema, bf16=run.bf16, microbatch=microbatch, run=run,

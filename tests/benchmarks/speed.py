@@ -213,7 +213,7 @@ def our_train_step(kind: int | str, compiled: bool, n: int = BATCH, seed: int = 
     if compiled:
         net.compile()
     data = torch.randn(10 * n, *shape, generator=g)
-    bf16 = _device.gains_bf16(torch.device("cpu")) if bf16 is None else bf16
+    bf16 = _device.gains_bf16(torch.device("cpu"), images=kind == "U-Net") if bf16 is None else bf16
     steps = train(net, data, Schedule.linear(steps=STEPS), steps=10**9, batch_size=n, lr=1e-3, generator=g, bf16=bf16)
     return lambda: next(steps).loss.item()
 
