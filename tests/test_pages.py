@@ -27,7 +27,7 @@ THEME = ("THEBE_JS_URL", "Got invalid theme mode")  # what the theme's own scrip
 KNOWN = {"definition-list": "dt.sig > dl", "aria-required-children": ".citation-list"}
 # Contrast is most of the work, and most of it is code, thousands of words in a dozen colours: one word of each is looked at.
 BARRIERS = """async ([known, repeated]) => {
-  const options = { resultTypes: ["violations"], preload: false };
+  const options = { resultTypes: ["violations", "incomplete"], preload: false };
   const once = {};
   for (const word of document.querySelectorAll("article .highlight span[class]"))
     if (word.textContent.trim().length > 1) once[word.className] ??= word; // of a single sign, axe cannot tell
@@ -37,7 +37,11 @@ BARRIERS = """async ([known, repeated]) => {
     await axe.run("article", { ...options, rules: { "color-contrast": { enabled: false } } }),
     await axe.run(contrast, { ...options, runOnly: ["color-contrast"] }),
   ];
-  return found.flatMap((results) => results.violations)
+  // What has hardly any contrast axe leaves to people: it might be hidden on purpose. Here nothing is.
+  const vanished = (node) => node.any.some((check) => check.data?.messageKey === "equalRatio");
+  const unseen = found.flatMap((results) => results.incomplete)
+    .map((v) => ({ ...v, impact: "serious", nodes: v.nodes.filter(vanished) }));
+  return found.flatMap((results) => results.violations).concat(unseen)
     .filter((v) => ["serious", "critical"].includes(v.impact))
     .flatMap((v) => v.nodes.map((node) => [v.id, node.target.join(" "), node.failureSummary]))
     .filter(([id, target]) => !(id in known && document.querySelector(target).matches(known[id])));

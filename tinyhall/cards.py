@@ -254,14 +254,14 @@ class RecursionCard(Generations, GaussianCard):
 @dataclass(frozen=True)
 class ShapesRecursionCard(Generations, ShapesCard):
     """Generations of models of Simple Shapes; the paper has none such, so the share dropped is ours: a tenth, about what such a
-    model hallucinates. On a laptop three generations, of 5,000 steps: 10 minutes each."""
+    model hallucinates. On a laptop three generations, of 10,000 steps: 20 minutes each."""
 
     arms: tuple[tuple[str, float], ...] = (("none", 0.0), ("random", 0.1), ("variance", 0.1))
 
     def _smaller(self, scale: str) -> dict[str, Any]:
         by_scale: dict[str, dict[str, Any]] = {
             "smoke": {"n": 60, "steps": 10, "generations": 2, "respace": 100},  # fewer would step over the window
-            "laptop": {"n": 2_000, "steps": 5_000, "generations": 3},
+            "laptop": {"n": 2_000, "steps": 10_000, "generations": 3},
         }
         smaller = super()._smaller(scale) | {"samples": 0} | by_scale[scale]
         return smaller | {"draw": self._drawn(smaller["n"])}
