@@ -45,3 +45,13 @@ def test_the_plain_loop_samples_and_scores_the_same() -> None:
 def test_the_whole_way_ends_in_a_finite_score_for_each_point(work: str) -> None:
     scores = speed.WORKS[work](5, 8, 100)()
     assert scores.shape == (8,) and bool(scores.isfinite().all())
+
+
+def test_both_precisions_are_held_against_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    monkeypatch.setenv("TINYHALL_PRECISION", "float32")  # put back when the test ends
+    rows = speed.precision(2, "smoke")
+    assert [(r["seed"], r["precision"]) for r in rows] == [(s, p) for s in (0, 1) for p in ("float32", "bfloat16")]
+    assert all(r["excess"] > 0 for r in rows)
+    assert rows[0]["excess"] != rows[1]["excess"]
+    assert speed._precision_table({"precision": rows}).count("\n") == 4 + 4
