@@ -570,7 +570,7 @@ def _precision_table(result: dict[str, Any]) -> str:
     }
     seeds = len({r["seed"] for r in rows})
     lines = [
-        f"Means over {seeds} seeds of line123 at {rows[0]['scale']} scale, with 95% intervals over the seeds:",
+        f"Means over {seeds} seeds of line123 at {rows[0]['scale']} scale, and what bfloat16 adds, with its 95% interval:",
         "",
         "| | variance | float32 | bfloat16 | difference |",
         "|---|---|--:|--:|--:|",
@@ -579,7 +579,7 @@ def _precision_table(result: dict[str, Any]) -> str:
         for name, read, spec in columns:
             told = {k: [read(r) for r in sorted(rows, key=lambda r: r["seed"]) if r["precision"] == k] for k in kinds}
             apart = stats.mean([b - a for a, b in zip(*told.values(), strict=True)])
-            cells = [f"{stats.mean(told[k]):{spec}}" for k in kinds] + [f"{apart:{spec}}"]
+            cells = [f"{statistics.mean(told[k]):{spec}}" for k in kinds] + [f"{apart:{spec}}"]
             lines.append(f"| {label} | {'' if name == 'excess' else name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
