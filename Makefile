@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # The first interpreter that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+# Tests share the cores by files; each process is held to one thread, or they would wait for each other.
+SHARED := -n auto --maxprocesses 4 --dist loadfile
 CHAPTERS := book/intro.ipynb $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb book/status.ipynb
 
 # A notebook must run with this environment's kernel, and with what this checkout holds.
@@ -47,6 +49,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml | $(BIN)/python
 
 # --all: a chapter depends on the package too, which the build would not notice.
 book: $(STAMP)
+	$(BIN)/python book/run.py $(CHAPTERS)
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 
 preview: $(STAMP)
@@ -59,9 +62,9 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not gpu and not bench and not pages"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not gpu and not bench and not pages"
 	@test -n "$(CHAPTERS)" || { echo "make: expected chapters book/[0-9]*.ipynb, found none" >&2; exit 1; }
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(CHAPTERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(CHAPTERS)
 
 notebooks: $(STAMP)
 	$(BIN)/python book/store.py $(or $(only),$(CHAPTERS))

@@ -185,7 +185,7 @@ def test_generations_of_images(tmp_path: Path) -> None:
     assert card.draw > card.n
     artifact = experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
     told = experiments.histories("shapes-recursion", "smoke", tmp_path / "a")
-    assert list(told) == ["none", "random-0.024", "variance-0.024"]
+    assert list(told) == ["none", "random-0.100", "variance-0.100"]
     for name in ("hallucinated", "two of a shape", "malformed", "handed on", "distinct"):
         assert told["none"][name].shape == (1, 2)
     first = [told[arm]["hallucinated"][0, 0] for arm in told]
