@@ -46,6 +46,8 @@ BARRIERS = """async ([known, repeated]) => {
     .flatMap((v) => v.nodes.map((node) => [v.id, node.target.join(" "), node.failureSummary]))
     .filter(([id, target]) => !(id in known && document.querySelector(target).matches(known[id])));
 }"""
+DANGLING = """() => [...document.querySelectorAll("article a.headerlink")].map((a) => decodeURIComponent(a.hash.slice(1)))
+  .filter((name) => document.querySelectorAll("#" + CSS.escape(name)).length !== 1)"""
 REPEATED = [".highlight", "dl.py dl.py"]  # code, and members of a class, which look as functions do
 
 pytestmark = [
@@ -128,6 +130,10 @@ def test_a_page_needs_nothing_else(
         # A picture waits until it is scrolled to, in a place of its size; a chapter says how long it takes.
         assert page.locator("article img[src*='/_images/']:not([loading=lazy][width][height]):not([src$='.svg'])").count() == 0
         assert page.locator("article .th-time").count() == bool(re.match(r"book/\d", page_name))
+
+        # Headings, equations, figures and verdicts can be linked to.
+        assert page.locator("article img[src*='/_images/']:not([id])").count() == 0
+        assert page.evaluate(DANGLING) == []
 
         if SCREENSHOTS:
             name = f"{Path(page_name).stem}-{'phone' if served else scheme}.jpg"

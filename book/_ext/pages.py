@@ -3,6 +3,7 @@ from a folder as from a server, and no table that only a mouse can scroll."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -48,7 +49,28 @@ def _reading(app: Any, pagename: str, templatename: str, context: dict[str, Any]
             with Image.open(Path(app.srcdir) / source) as picture:
                 width, height = picture.size
             body = body.replace(place, f'{place} loading="lazy" width="{width}" height="{height}"')
-    context["body"] = body
+    context["body"] = _linked(body) if pagename.startswith("book/") else body
+
+
+def _linked(body: str) -> str:
+    """Figures and verdicts get an address of their own, and a link to it, as headings and equations have."""
+    figures, claims = itertools.count(1), itertools.count(1)
+
+    def link(name: str, what: str) -> str:
+        return f'<a class="headerlink" href="#{name}" title="Link to this {what}">#</a>'
+
+    def figure(found: re.Match[str]) -> str:
+        name = f"figure-{next(figures)}"
+        return f'<img id="{name}" {found[1]}>' + link(name, "figure")
+
+    def claim(found: re.Match[str]) -> str:
+        if not re.search(r"<strong>(<[^>]*>)*(holds|does not hold|not decided)", found[1], re.IGNORECASE):
+            return found[0]
+        name = f"claim-{next(claims)}"
+        return f'<p id="{name}">{found[1]}{link(name, "claim")}</p>'
+
+    body = re.sub(r'<img ((?![^>]* id=)[^>]*src="\.\./_images/[^>]*)>', figure, body)
+    return re.sub(r"<p>((?:(?!</?p[ >]).)*)</p>", claim, body, flags=re.DOTALL)
 
 
 def _mend(app: Any, exception: Exception | None) -> None:
