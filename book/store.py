@@ -5,11 +5,22 @@ As `jupyter execute --inplace` does, but without the time of day at every cell, 
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
+
+
+def light(png: str) -> str:
+    """The picture in 256 colours of its own, a third of the size, where that is lighter; a book that runs has all of them."""
+    out = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png)))
+    picture.convert("RGB").quantize(256).save(out, "PNG", optimize=True, dpi=picture.info.get("dpi", (100, 100)))
+    return min(png, base64.b64encode(out.getvalue()).decode() + "\n", key=len)
 
 
 def store(path: Path) -> None:
@@ -20,6 +31,8 @@ def store(path: Path) -> None:
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output["data"].pop("application/vnd.jupyter.widget-view+json", None)
+            if "image/png" in output.get("data", {}):
+                output["data"]["image/png"] = light(output["data"]["image/png"])
     # The interpreter's version would differ from machine to machine.
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata.pop("widgets", None)

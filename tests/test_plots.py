@@ -136,3 +136,14 @@ def test_curves_and_scatter_draw_what_they_are_given() -> None:
     figure = plots.scatter({"PCA": {"a": np.zeros((4, 2)), "b": np.ones((2, 2))}})
     figure.canvas.draw()
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [4, 2]
+
+
+def test_a_table_names_its_columns_and_links_its_rows() -> None:
+    plain = plots.table(("claim", "verdict"), [("Two, of a shape", "<b>holds</b>")]).data
+    assert "<th>claim</th><th>verdict</th>" in plain
+    assert "<tr><td data-label='claim'>Two, of a shape</td><td data-label='verdict'><b>holds</b></td></tr>" in plain
+    linked = plots.table(("claim", "verdict"), [("Two, of a shape", "holds")], linked=True).data
+    assert "<tr id='two-of-a-shape'>" in linked
+    assert "href='#two-of-a-shape'" in linked
+    with pytest.raises(ValueError):
+        plots.table(("claim",), [("more cells", "than columns")])

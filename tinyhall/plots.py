@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -331,3 +332,25 @@ def scatter(groups: dict[str, dict[str, np.ndarray]]) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], linked: bool = False) -> Any:
+    """A table of HTML cells for a notebook. Each cell knows its column's name, which a narrow page shows before it.
+
+    Args:
+        linked: give each row an address, the words of its first cell, and a link to it.
+    """
+    from IPython.display import HTML
+
+    def row(cells: Sequence[Any]) -> str:
+        place, first = "-".join(re.findall(r"\w+", str(cells[0]).lower())), str(cells[0])
+        if linked:
+            first += f"<a class='headerlink' href='#{place}' title='Link to this row'>#</a>"
+        columns = zip(head, (first, *cells[1:]), strict=True)
+        tag = f"<tr id='{place}'>" if linked else "<tr>"
+        return tag + "".join(f"<td data-label='{name}'>{cell}</td>" for name, cell in columns) + "</tr>"
+
+    top, body = "".join(f"<th>{name}</th>" for name in head), "".join(map(row, rows))
+    return HTML(
+        f"<div class='th-wide'><table class='th-table'><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
