@@ -266,6 +266,7 @@ def test_the_page_computes_the_network(browser: Any, tmp_path: Path, shared: boo
     with shown(browser, figure, tmp_path, 1000) as page:
         script = figure.source.replace("export default { render };", "Object.assign(window, { network, normals });")
         page.add_script_tag(type="module", content=script)
+        page.wait_for_function("() => window.network !== undefined")  # a module of the page's own text runs some time after it was added
         told = page.evaluate(
             "([net, xs, ts]) => { const eps = network(net); return ts.map((t) => xs.map((x) => eps(x, t))); }",
             [figure.data["net"], x.tolist(), list(t)],
