@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 from common import one_line, seeded
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, EulerDiscreteScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+)
 
 import tinyhall as th
 from tinyhall._check import TinyhallError
@@ -15,6 +25,7 @@ from tinyhall._check import TinyhallError
 T = 50
 BETAS: dict[str, Any] = {"num_train_timesteps": T, "beta_start": 1e-3, "beta_end": 0.3}
 WINDOW = (0, 20)
+by_numpy = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside of diffusers
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +120,55 @@ def test_a_pipeline_is_scored_while_it_runs(unet: UNet2DModel, pipeline: Any, sc
     assert "step" not in vars(pipe.scheduler)
 
 
+@by_numpy
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        PNDMScheduler(**BETAS, skip_prk_steps=True),  # as Stable Diffusion has it
+        PNDMScheduler(**BETAS),
+        DPMSolverMultistepScheduler(**BETAS),
+        DPMSolverMultistepScheduler(**BETAS, prediction_type="v_prediction"),
+    ],
+    ids=lambda s: f"{type(s).__name__} {s.config.prediction_type} {s.config.get('skip_prk_steps', '')}",
+)
+def test_solvers_without_noise_are_scored_by_the_path_that_they_follow(scheduler: Any) -> None:
+    """Of normal data the exact network, the path of a sample and so the variance of x0_hat have closed forms."""
+    std, bar = 0.4, scheduler.alphas_cumprod.double()
+
+    def spread(t: int) -> float:
+        return float(bar[t] * std**2 + 1 - bar[t]) ** 0.5
+
+    def exact(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a = float(bar[int(t)])
+        x0 = a**0.5 * (std / spread(int(t))) ** 2 * x
+        eps = (x - a**0.5 * x0) / (1 - a) ** 0.5
+        return eps if scheduler.config.prediction_type == "epsilon" else a**0.5 * eps - (1 - a) ** 0.5 * x0
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        scheduler.set_timesteps(T // 2)  # at as many as T some visit a t twice, and end in NaN
+        start = x = torch.randn(4, 1, 8, 8, generator=seeded(7))
+        for t in scheduler.timesteps:
+            x = scheduler.step(exact(x, t), t, x).prev_sample
+        return start, x
+
+    steps: list[th.Step] = []
+
+    class Look(th.TrajectoryVariance):
+        def update(self, step: th.Step) -> None:
+            steps.append(step)
+            super().update(step)
+
+    metric = Look(WINDOW)
+    with th.watch(scheduler, metric):
+        start, x = draw()
+    assert torch.equal(draw()[1], x)  # nobody is disturbed
+    late = [step.t for step in steps if step.t < WINDOW[1]]
+    assert late == sorted(set(late), reverse=True) and metric.count == len(late) >= 9
+    path = [float(bar[t]) ** 0.5 * std**2 / spread(t) / spread(int(scheduler.timesteps[0])) * start for t in late]
+    expected = torch.stack(path).double().var(0, correction=0).mean((1, 2, 3))
+    torch.testing.assert_close(metric.score().double(), expected, rtol=0.05, atol=0)
+
+
 def test_a_clipped_guess_is_seen_unclipped() -> None:
     scheduler = DDPMScheduler(**BETAS, clip_sample=True, clip_sample_range=1.0)
     seen: list[torch.Tensor] = []
@@ -160,10 +220,12 @@ def test_metrics_start_afresh() -> None:
         assert metric.count == 1
 
 
+@by_numpy
 def test_refused(unet: UNet2DModel) -> None:
-    with pytest.raises(TinyhallError) as caught, th.watch(EulerDiscreteScheduler()):
-        pass
-    one_line(caught.value, "scheduler", "variance-preserving", "EulerDiscreteScheduler")
+    for other in (EulerDiscreteScheduler, HeunDiscreteScheduler):
+        with pytest.raises(TinyhallError) as caught, th.watch(other()):
+            pass
+        one_line(caught.value, "scheduler", "variance-preserving", other.__name__)
     odd = DDPMScheduler(**BETAS)
     odd.register_to_config(prediction_type="flow")
     with pytest.raises(TinyhallError) as caught, th.watch(odd):

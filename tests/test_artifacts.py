@@ -54,8 +54,10 @@ def test_json_comes_back(tmp_path: Path) -> None:
 
 
 def test_json_takes_no_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "x.json", {"a": float("nan")})
+    for value in (float("nan"), torch.zeros(2)):
+        with pytest.raises(TinyhallError) as caught:
+            write_json(tmp_path / "x.json", {"a": value})
+        one_line(caught.value, "artifact", "what JSON can hold", "x.json")
     assert os.listdir(tmp_path) == []
 
 
@@ -285,6 +287,22 @@ def test_an_artifact_does_not_take_a_file_of_another(tmp_path: Path, name: str) 
     one_line(caught.value, "artifact", name, loaded.card.hash, cards.get("line123-n1000", "smoke").hash)
 
 
+def test_a_model_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact(tmp_path, "line123", 0)
+    read: list[str] = []
+    for module in (artifacts, experiments):
+        monkeypatch.setattr(module, "read_tensors", lambda path: read.append(path.name) or read_tensors(path))
+    loaded = experiments.load("line123", "smoke", 0, tmp_path)
+    assert same_bits(loaded.net.state_dict(), cards.get("line123", "smoke").net(0).state_dict())
+    assert read == ["model.safetensors"]
+
+
+def test_what_is_missing_is_made_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        experiments.load("line123", "smoke", 2, tmp_path)
+    one_line(caught.value, "artifact", f"reproduce line123 --scale smoke --seed 2 --root {tmp_path}`")
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"seed": None}, {"device": 3}])
 def test_an_artifact_says_what_it_is(tmp_path: Path, change: dict) -> None:
     place = artifact(tmp_path, "line123", 0)
@@ -303,3 +321,22 @@ def test_an_artifact_says_what_it_is(tmp_path: Path, change: dict) -> None:
         with pytest.raises(TinyhallError) as caught:
             experiments.available(tmp_path)
         one_line(caught.value, "artifact", str(place))
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "reduced"),
+    [
+        ("line123", "laptop", ""),
+        ("mnist", "laptop", ""),  # 500 are the paper's, too
+        ("grid", "paper", ""),
+        ("grid", "laptop", ", T = 300 instead of 1,000"),
+        ("recursion", "laptop", ", T = 300 instead of 1,000, 9 modes instead of 25"),
+        ("recursion-fine", "laptop", ", 9 modes instead of 25"),
+    ],
+)
+def test_a_caption_says_what_is_not_the_paper_s(name: str, scale: str, reduced: str) -> None:
+    card = cards.get(name, scale)
+    made = experiments.Artifact(Path("nowhere"), card, {"seed": 0, "device": "cpu"}, {})
+    batch = min(card.batch_size, card.n)
+    size = f"n = {card.n:,}, {card.steps:,} steps of {batch:,}{reduced}"
+    assert made.measured == f"{name}, {scale} scale, seed 0, {size}, on cpu"

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from common import ROOT, one_line, run_python, same_t, seeded
 from tinyhall import bench, cards, experiments
 from tinyhall._check import TinyhallError
 from tinyhall.artifacts import read_json, write_json
-from tinyhall.datasets import GaussianMixture
+from tinyhall.datasets import MNIST, GaussianMixture
 from tinyhall.metrics import TrajectoryVariance, denoising_error
 from tinyhall.sampling import ddim, ddpm, quadratic, reverse
 from tinyhall.schedule import Schedule
@@ -129,6 +130,16 @@ def test_quenching_moves_x0_towards_the_mode_and_only_late() -> None:
     torch.testing.assert_close(still(x, t), net(x, t), rtol=1e-4, atol=1e-4)
 
 
+def test_digits_are_classified_where_they_are_drawn() -> None:
+    """A device that only keeps shapes stands for a GPU."""
+    digits = MNIST(ROOT / "book" / "data" / "mnist")
+    model = SimpleNamespace(data=digits, schedule=QUICK, device=torch.device("meta"))
+    classes = bench._log_classes(model)  # type: ignore[arg-type]
+    x = torch.zeros(2, 1, 28, 28, device="meta")
+    assert classes is not None and classes(x, same_t(3, 2), x).device.type == "meta"
+    assert digits.classifier.out.weight.device.type == "cpu"  # the data's own stays where it judges
+
+
 def test_quadratic_times() -> None:
     schedule = Schedule.linear(1e-4, 0.02, 1000)
     times = quadratic(schedule, 50)
@@ -217,7 +228,7 @@ def test_what_the_bench_refuses(small: Path, tmp_path: Path) -> None:
     one_line(caught.value, "tasks", "circle", "square")
     with pytest.raises(TinyhallError) as caught:
         bench.results("smoke", root=tmp_path)
-    one_line(caught.value, "bench", "python -m tinyhall bench --scale smoke")
+    one_line(caught.value, "bench", f"python -m tinyhall bench --scale smoke --seed 0 --root {tmp_path}`")
     write_json(tmp_path / "bench-smoke" / "seed0" / "square.json", {"hash": "of another"})
     with pytest.raises(TinyhallError) as caught:
         bench.results("smoke", root=tmp_path)

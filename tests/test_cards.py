@@ -135,6 +135,15 @@ def test_errors(make, parts, unchecked) -> None:
     one_line(caught.value, *parts)
 
 
+@pytest.mark.parametrize("changes", [{"lr": 2e-3}, {"samples": 5}, {"name": "line321"}, {"scale": "huge"}])
+def test_a_changed_card_replaces_no_artifact(changes: dict, tmp_path: Path) -> None:
+    card = dataclasses.replace(get("line123", "smoke"), **changes)
+    with pytest.raises(TinyhallError) as caught:
+        experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", progress=False)
+    one_line(caught.value, "scale" if "scale" in changes else "card", "expected")
+    assert not list(tmp_path.iterdir())
+
+
 def test_at_its_own_scale_a_card_stays() -> None:
     card = get("line123", "smoke")
     assert card.at("smoke") is card

@@ -21,6 +21,7 @@ from tinyhall.cards import get
         (["train", "line321"], ("card", "line321", "line123")),
         (["train", "line123", "--scale", "huge"], ("scale", "huge", "smoke, laptop, paper")),
         (["sample", "line123", "--scale", "smoke", "--n", "0"], ("n", "at least 1", "0")),
+        (["sample", "line123", "--scale", "smoke", "--batch-size", "0"], ("batch_size", "at least 1", "0")),
         (["sample", "line123", "--scale", "smoke", "--sampler", "euler"], ("sampler", "euler", "large")),
         (["train", "line123", "--scale", "smoke", "--device", "abacus"], ("device", "abacus", "cpu")),
     ],
@@ -36,6 +37,7 @@ def test_bad_input_exits_with_2(
     assert "\n" not in error
     for part in ("tinyhall: ", *parts):
         assert part in error
+    assert not (tmp_path / "runs").exists()  # refused before anything is trained
 
 
 @pytest.mark.parametrize(

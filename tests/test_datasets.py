@@ -239,6 +239,25 @@ def test_log_density_equals_scipy(mixture: GaussianMixture) -> None:
     np.testing.assert_allclose(mixture.log_density(x).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_log_density_is_worked_out_where_x_is() -> None:
+    """A device that only keeps shapes stands for a GPU."""
+    assert GaussianMixture.grid().log_density(torch.zeros(4, 2, device="meta")).device.type == "meta"
+
+
+def test_many_modes_are_judged_in_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 x 20 modes are 79,800 pairs: a table of 8,192 points against all of them would take 10 GB."""
+    rows: list[int] = []
+
+    def nearest(self: GaussianMixture, x: torch.Tensor, reach: float) -> tuple[torch.Tensor, torch.Tensor]:
+        rows.append(len(x))
+        return torch.zeros(len(x)), torch.zeros(len(x), 2, dtype=torch.int64)
+
+    monkeypatch.setattr(GaussianMixture, "_nearest_segment", nearest)
+    GaussianMixture.grid(side=20).judge(torch.full((100, 2), 9.0))
+    assert sum(rows) == 100
+    assert max(rows) * 79_800 * 2 <= 2**22
+
+
 @pytest.mark.parametrize("t", [0, 1, 9, 60, 150, 300])
 def test_exact_denoiser_equals_quadrature_in_1d(t: int) -> None:
     """E[eps | x_t] by integrating over x_0 and Bayes' rule, in float64, without the mixture's closed form."""
@@ -312,6 +331,16 @@ def test_denoiser_is_the_score_of_the_noised_density() -> None:
         (lambda: GaussianMixture.line().judge(torch.zeros(5, 1).double()), ("x", "float32", "float64")),
         (lambda: GaussianMixture.line().judge(torch.zeros(5, 1), width=0), ("width", "above 0", "0")),
         (lambda: GaussianMixture.line().judge([1.0]), ("x", "float32 tensor", "list")),
+        (lambda: GaussianMixture.line().log_density(torch.zeros(5, 2)), ("x", "[n, 1]", "(5, 2)")),
+        (lambda: GaussianMixture.grid().log_density(torch.zeros(5, 1)), ("x", "[n, 2]", "(5, 1)")),
+        (
+            lambda: GaussianMixture.grid().denoiser(Schedule.linear())(torch.zeros(5, 1), same_t(3, 5)),
+            ("x", "[n, 2]", "(5, 1)"),
+        ),
+        (
+            lambda: GaussianMixture.grid().log_modes(Schedule.linear(), torch.zeros(5, 1), same_t(3, 5)),
+            ("x", "[n, 2]", "(5, 1)"),
+        ),
     ],
 )
 def test_errors(make, parts, unchecked) -> None:

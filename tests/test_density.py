@@ -8,7 +8,7 @@ from common import one_line, seeded
 
 from tinyhall._check import TinyhallError
 from tinyhall.datasets import GaussianMixture
-from tinyhall.density import exact_std, law
+from tinyhall.density import _deposit, exact_std, law
 from tinyhall.sampling import ddim, ddpm, sample
 from tinyhall.schedule import Schedule
 
@@ -52,6 +52,7 @@ def test_equals_the_histogram_of_samples() -> None:
         ({"sampler": ddim()}, ("points", "smallest noise", "0")),
         ({"points": 50}, ("points", "smallest noise", "0.306")),
         ({"points": 0}, ("points", "at least 1", "0")),
+        ({"points": 1}, ("points", "at least 2", "1")),
         ({"low": 2.0, "high": 1.0}, ("low < high", "2.0")),
         ({"low": -7.0, "high": 1.5}, ("low, high", "all the mass")),
     ],
@@ -61,6 +62,14 @@ def test_errors(options, parts, unchecked) -> None:
     with pytest.raises(TinyhallError) as caught:
         law(net, SCHEDULE, **options)
     one_line(caught.value, *parts)
+
+
+def test_what_falls_off_the_grid_is_dropped() -> None:
+    at = torch.tensor([-7.3, -0.25, 1.5, 3.75, 4.0, 6.5, 9.6], dtype=torch.float64)  # the grid is 0 to 6
+    mass = torch.ones(7, dtype=torch.float64)
+    assert _deposit(at, mass, 0.0, 1.0).tolist() == [0.75, 0.5, 0.5, 0.25, 1.75, 0, 0.5]
+    far = torch.tensor([-50.3, 50.3, -1e20, 1e20], dtype=torch.float64)
+    assert not bool(_deposit(far, mass[:4], 0.0, 1.0).any())
 
 
 @pytest.mark.parametrize("sampler", [ddpm("large"), ddpm("small"), ddim(eta=0.5)])

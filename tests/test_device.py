@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from common import one_line, run_python, seeded
+from common import ROOT, one_line, run_python, seeded
 
-from tinyhall import device
+from tinyhall import bench, device, stats
 from tinyhall._check import TinyhallError
 from tinyhall.artifacts import read_tensors
 from tinyhall.datasets import GaussianMixture
 from tinyhall.metrics import TrajectoryVariance
-from tinyhall.nets import MLP
-from tinyhall.sampling import ddpm, sample
+from tinyhall.mnist import MNIST, DigitOracle
+from tinyhall.nets import MLP, UNet
+from tinyhall.sampling import ddpm, reverse, sample
 from tinyhall.schedule import Schedule
 from tinyhall.training import fit
 
@@ -110,6 +112,77 @@ def test_two_processes_draw_the_samples_of_one(folder: Path) -> None:
         assert torch.equal(got["one"], one.x)  # one chunk: the second process has nothing to do
 
 
+REPRODUCED = """
+import dataclasses, json, sys
+import torch
+torch.set_num_threads(1)
+from tinyhall import cards, device, experiments
+
+folder = sys.argv[1]
+device.pick()
+smaller = {
+    "recursion": {"steps": 10, "timesteps": 60, "beta_end": 0.3, "generations": 2},
+    "line123": {"steps": 20, "timesteps": 60, "beta_end": 0.3, "samples": 100},
+    "shapes": {"steps": 8, "samples": 8},
+}
+told = {}
+for name, fields in smaller.items():
+    card = cards.CARDS[name] = dataclasses.replace(cards.get(name, "smoke"), **fields)
+    samplers = None if name == "recursion" else experiments.samplers_of(card).keys() & {"small"}
+    made = experiments.reproduce(card, root=f"{folder}/root", runs=f"{folder}/runs", samplers=samplers, progress=False)
+    told[name] = made.metrics
+with open(f"{folder}/told{device.rank()}.json", "w") as file:
+    json.dump(told, file)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_reproduce_cards(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(REPRODUCED)
+    done = run_python(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py"), str(tmp_path),
+        ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert [len(history) for history in first["recursion"]["arms"].values()] == [2, 2, 2]
+    assert [stage["step"] for stage in first["shapes"]["by_step"]] == list(range(1, 9))
+    assert first["line123"]["small"]["n"] == 100
+    assert {p.name for p in (tmp_path / "root").glob("*/seed0/*")} == {
+        "card.json", "metrics.json", "model.safetensors", "samples-arms.safetensors", "samples-small.safetensors"
+    }  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_figures_of_what_lies_on_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    place = torch.device("cuda")
+    scores, bad = torch.rand(40, generator=seeded()), torch.arange(40) % 3 == 0
+    there = (scores.to(place), bad.to(place))
+    assert stats.auroc(*there, (torch.arange(40) % 2).to(place)) == stats.auroc(scores, bad, torch.arange(40) % 2)
+    for ours, theirs in zip(stats.roc(*there), stats.roc(scores, bad), strict=True):
+        assert torch.equal(ours, theirs)
+    x = MIXTURE.sample(40, seeded(1))
+    torch.testing.assert_close(MIXTURE.log_density(x.to(place)).cpu(), MIXTURE.log_density(x))
+    digits = MNIST(ROOT / "book" / "data" / "mnist", train=False)
+    digits.__dict__["oracle"] = DigitOracle(digits.classifier, digits.images(slice(0, 500)), 0.5)
+    images = digits.images(slice(500, 520))
+    for ours, theirs in zip(digits.judge(images.to(place)), digits.judge(images), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    schedule = Schedule.linear(1e-4, 0.04, 500)
+    classes = bench._log_classes(SimpleNamespace(data=digits, schedule=schedule, device=place))  # type: ignore[arg-type]
+    t = torch.tensor([3], device=place).expand(20)
+    assert classes is not None and classes(images.to(place), t, torch.zeros_like(images).to(place)).shape == (20, 10)
+    assert digits.classifier.out.weight.device.type == "cpu"
+    net = UNet(size=8, widths=(8,), blocks=1, classes=3).to(place)
+    labels = torch.arange(4) % 3
+    drawn = [step.x for step in reverse(net, SCHEDULE, (4, 1, 8, 8), generator=seeded(2), label=labels, guidance=2.0)]
+    assert drawn[-1].device.type == "cuda"
+
+
 def test_alone() -> None:
     assert device.world() is None
     assert (device.rank(), device.processes()) == (0, 1)
@@ -117,6 +190,7 @@ def test_alone() -> None:
     assert device.gather_rows(parts) == [1, 2]
     x = torch.ones(3)
     device.sum_over_processes([x])
+    device.barrier()
     assert x.tolist() == [1, 1, 1]
 
 

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from common import one_line, seeded
+from common import ROOT, one_line, seeded
 
 from tinyhall import datasets, explore
 from tinyhall._check import TinyhallError
+from tinyhall.filtering import Filter
 from tinyhall.nets import MLP
 from tinyhall.sampling import ddim, ddpm, reverse
 from tinyhall.schedule import Schedule
@@ -52,6 +54,24 @@ def test_data_is_the_samples() -> None:
     removed = sum(s >= first for s, b in zip(data["scores"], data["bad"], strict=True) if b)
     assert removed / int(bad.sum()) >= 0.95
     assert f"removes {removed} of {int(bad.sum())}" in figure.still
+
+
+@pytest.mark.parametrize("thumbs", [1, 10, 60])
+def test_few_samples_are_all_shown_once(thumbs: int) -> None:
+    scores, bad, x = samples()
+    shown = explore.threshold(scores[:10], bad[:10], images=x[:10], thumbs=thumbs).data["thumbs"]
+    assert len(set(shown)) == len(shown) == min(thumbs, 10)
+    assert scores[:10][shown].tolist() == sorted(scores[:10][shown].tolist())
+
+
+@pytest.mark.parametrize("remove", [0.3, 0.7, 0.95, 1.0])
+def test_the_first_threshold_is_the_filter_s(remove: float) -> None:
+    scores, bad = torch.arange(1.0, 41), torch.arange(40) < 20
+    data = explore.threshold(scores, bad, remove=remove).data
+    expected = Filter.calibrate(scores, bad, remove).threshold
+    assert scores.sort().values[data["start"]] == expected  # 0.7 of 20 are 14, though in binary they are a little more
+    with_names = set(re.findall(r"\w+", re.search(r"data: {(.*?)}", (ROOT / "tinyhall/js/threshold.js").read_text())[1]))
+    assert with_names == data.keys()
 
 
 def test_the_same_figure_is_the_same_bytes() -> None:
@@ -92,6 +112,22 @@ def test_errors(change: Any, parts: tuple[str, ...], unchecked: None) -> None:
     scores, bad, _ = samples()
     with pytest.raises(TinyhallError) as caught:
         explore.threshold(*change(scores, bad))
+    one_line(caught.value, *parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"images": torch.zeros(7, 1, 8, 8)}, ("images", f"{N} of them", "(7, 1, 8, 8)")),
+        ({"images": torch.zeros(N, 1, 8, 8), "thumbs": 0}, ("thumbs", "at least 1")),
+        ({"remove": 0.0}, ("remove", "(0, 1]", "0.0")),
+        ({"remove": 1.5}, ("remove", "(0, 1]", "1.5")),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], parts: tuple[str, ...], unchecked: None) -> None:
+    scores, bad, _ = samples()
+    with pytest.raises(TinyhallError) as caught:
+        explore.threshold(scores, bad, **options)
     one_line(caught.value, *parts)
 
 
@@ -266,7 +302,8 @@ def test_the_page_computes_the_network(browser: Any, tmp_path: Path, shared: boo
     with shown(browser, figure, tmp_path, 1000) as page:
         script = figure.source.replace("export default { render };", "Object.assign(window, { network, normals });")
         page.add_script_tag(type="module", content=script)
-        page.wait_for_function("() => window.network !== undefined")  # a module of the page's own text runs some time after it was added
+        # A module of the page's own text runs some time after it was added.
+        page.wait_for_function("() => window.network !== undefined")
         told = page.evaluate(
             "([net, xs, ts]) => { const eps = network(net); return ts.map((t) => xs.map((x) => eps(x, t))); }",
             [figure.data["net"], x.tolist(), list(t)],
@@ -452,6 +489,40 @@ def test_a_story_is_told_and_can_be_stopped(browser: Any, tmp_path: Path, width:
 
 
 @pytest.mark.browser
+def test_a_story_that_the_reader_has_started_is_not_told_twice(browser: Any, tmp_path: Path) -> None:
+    figure = SimpleNamespace(html=f"<div style='height: 3000px'></div>{explore.story(**tale()).html}")
+    with shown(browser, figure, tmp_path, 1000) as page:  # type: ignore[arg-type]
+        button, told = page.locator("button"), page.locator("output")
+        page.wait_for_function("() => document.querySelector('button')")
+        button.dispatch_event("click")  # where it is not seen yet
+        assert button.inner_text() == "Pause"
+        button.scroll_into_view_if_needed()
+        page.wait_for_timeout(300)  # now it is, and starts by itself
+        button.click()
+        assert button.inner_text() == "Play"
+        stopped = told.inner_text()
+        page.wait_for_timeout(400)
+        assert told.inner_text() == stopped
+
+
+@pytest.mark.browser
+def test_a_story_that_is_taken_away_does_not_begin(browser: Any, tmp_path: Path) -> None:
+    figure = explore.story(**tale())
+    empty = SimpleNamespace(html="<div style='height: 3000px'></div><div id='place'></div>")
+    with shown(browser, empty, tmp_path, 1000) as page:  # type: ignore[arg-type]
+        script = figure.source.replace("export default { render };", "window.tell = render;")
+        page.add_script_tag(type="module", content=script)
+        page.wait_for_function("() => window.tell !== undefined")
+        page.evaluate(
+            "(data) => tell({ model: { get: () => data }, el: document.getElementById('place') })()",  # and stopped at once
+            figure.data,
+        )
+        page.locator("button").scroll_into_view_if_needed()
+        page.wait_for_timeout(400)
+        assert page.locator("button").inner_text() == "Play"
+
+
+@pytest.mark.browser
 def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) -> None:
     figure = explore.story(**tale())
     scenes = figure.data["scenes"]
@@ -475,6 +546,7 @@ def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) 
         (lambda: explore.draw(MLP(dim=2), QUICK, WAYS, LINE), ("net", "one dimension")),
         (lambda: explore.draw(halved(), QUICK, {}, LINE), ("samplers", "at least one")),
         (lambda: explore.draw(halved(), QUICK, WAYS, datasets.GaussianMixture.grid()), ("data", "grid(5x5)", "one dimension")),
+        (lambda: explore.draw(halved(), QUICK, WAYS, datasets.GaussianMixture.line((1,))), ("data", "at least two modes")),
         (lambda: explore.brush(**plane_samples() | {"t": (0, 1, 2)}), ("t", "falling")),
         (lambda: explore.brush(**plane_samples() | {"x0_hat": torch.zeros(44, 2, 2)}), ("x0_hat", "(44, 3, 2)")),
         (lambda: explore.brush(**plane_samples() | {"scores": torch.zeros(44)}), ("scores", "above 0")),

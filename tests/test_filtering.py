@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu, sem, t
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from tinyhall._check import TinyhallError
-from tinyhall.filtering import Filter, keep_k, split
+from tinyhall.filtering import Filter, keep_k, kept_at, split
 from tinyhall.stats import auroc, fraction, mean, roc, sliced_wasserstein
 
 
@@ -53,10 +53,30 @@ def test_keep_drops_what_is_no_number() -> None:
     assert Filter(1.0).keep(torch.tensor([0.5, 1.0, math.nan, math.inf])).tolist() == [True, False, False, False]
 
 
+def test_kept_at_is_the_curve_s_point() -> None:
+    g = seeded(3)
+    bad = torch.arange(3_000) < 1_000
+    scores = torch.randn(3_000, generator=g) + 2 * bad
+    threshold = scores[bad].sort().values[50]  # 950 of 1,000 at or above it
+    found = kept_at(scores, bad)
+    assert found.value == pytest.approx(float((scores[~bad] < threshold).float().mean()))
+    # On the normal curve: P(z < 2 - 1.645). The interval holds the threshold's chance, and so is wider than Wilson's.
+    assert found.low < 0.6388 < found.high
+    alone = fraction(round(found.value * 2_000), 2_000)
+    assert found.high - found.low > 1.3 * (alone.high - alone.low)
+    assert kept_at(scores, bad) == found
+    assert kept_at(scores, bad, remove=0.5).value > found.value
+    with pytest.raises(TinyhallError) as caught:
+        kept_at(scores, torch.ones_like(bad))
+    one_line(caught.value, "hallucinated", "none")
+
+
 def test_keep_k() -> None:
     scores = torch.tensor([3.0, 1.0, 2.0, 1.0, 2.0])
     assert keep_k(scores, 3).tolist() == [1, 2, 3]
     assert keep_k(scores, 5).tolist() == [0, 1, 2, 3, 4]
+    scores[0] = math.inf  # what goes need not be finite
+    assert keep_k(scores, 3).tolist() == [1, 2, 3]
 
 
 @given(n=st.integers(2, 50), share=st.floats(0.01, 0.99), seed=st.integers(0, 20))
@@ -115,6 +135,38 @@ def test_strata_without_a_pair_are_an_error() -> None:
     with pytest.raises(TinyhallError) as caught:
         auroc(torch.rand(4, generator=seeded()), torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
     one_line(caught.value, "positive", "both classes")
+
+
+@pytest.mark.parametrize("positives", [6, 34])
+@pytest.mark.parametrize("strata", [None, torch.arange(40) // 20])
+def test_a_separation_without_overlap_is_bounded_by_the_smaller_class(positives: int, strata: torch.Tensor | None) -> None:
+    positive = torch.arange(40) < positives
+    found, mirrored = auroc(positive.float(), positive, strata), auroc(-positive.float(), positive, strata)
+    assert (found.value, found.high, mirrored.value, mirrored.low) == (1, 1, 0, 0)
+    # Six of either class, also in the one stratum that has both.
+    assert found.low == pytest.approx(1 - 3 / 6)
+    assert mirrored.high == pytest.approx(3 / 6)
+    even = torch.arange(40) % 2 == 0
+    assert auroc(even.float(), even).low == pytest.approx(1 - 3 / 20)
+    assert auroc(-even.float(), even).high == pytest.approx(3 / 20)
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor of another device: numpy gets it once it has been brought here, and not before."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self) -> np.ndarray:
+        raise TypeError("on another device")
+
+
+def test_figures_of_tensors_of_another_device() -> None:
+    scores, bad = labelled(1)
+    strata = torch.arange(200) % 3
+    there = scores.as_subclass(Elsewhere), bad.as_subclass(Elsewhere)
+    assert auroc(*there, strata.as_subclass(Elsewhere)) == auroc(scores, bad, strata)
+    assert all(type(rates) is torch.Tensor for rates in roc(*there))
 
 
 def test_auroc_interval_covers() -> None:
@@ -178,6 +230,11 @@ def test_sliced_wasserstein_in_more_dimensions() -> None:
         (lambda: Filter(1.0).report(torch.ones(3), torch.ones(3)), ("bool", "float32")),
         (lambda: keep_k(torch.ones(3), 4), ("k", "at most 3", "4")),
         (lambda: keep_k(torch.ones(3), 0), ("k", "at least 1", "0")),
+        (lambda: keep_k(torch.tensor([1.0, math.inf, math.inf]), 2), ("scores", "2 finite", "got 1")),
+        (lambda: keep_k(torch.tensor([1.0, math.nan]), 2), ("scores", "2 finite", "got 1")),
+        (lambda: roc(torch.ones(2), torch.ones(2).bool()), ("both classes", "2 positive and 0 negative")),
+        (lambda: roc(torch.ones(2), torch.zeros(2).bool()), ("both classes", "0 positive and 2 negative")),
+        (lambda: sliced_wasserstein(torch.ones(3, 3), torch.ones(3, 3), 0), ("directions", "at least 1", "0")),
         (lambda: mean([]), ("values", "at least one")),
         (lambda: sliced_wasserstein(torch.ones(3, 2), torch.ones(3, 1)), ("y", "[m, 2]", "(3, 1)")),
         (lambda: sliced_wasserstein(torch.ones(3), torch.ones(3, 1)), ("x", "[n, .]", "(3,)")),

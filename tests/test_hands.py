@@ -175,7 +175,7 @@ def photographs(folder: Path, n: int = 8) -> torch.Tensor:
     return drawn
 
 
-def test_photographs_are_read_cut_and_kept(tmp_path: Path) -> None:
+def test_photographs_are_read_cut_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = photographs(tmp_path / "11k")
     hands = HandPhotos(tmp_path / "11k", accessories=True, cache=tmp_path)
     assert (len(hands), hands.skipped, hands.shape) == (8, 0, (3, 64, 64))
@@ -186,9 +186,20 @@ def test_photographs_are_read_cut_and_kept(tmp_path: Path) -> None:
     assert float((x - drawn[far]).abs().mean()) < 0.03
     assert torch.equal(x, hands.sample(8, seeded(1)))
     assert hands.in_support(x).all()
-    for photo in (tmp_path / "11k" / "Hands").iterdir():
-        photo.unlink()
+    monkeypatch.setattr("tinyhall.hands._photograph", None)
     assert torch.equal(HandPhotos(tmp_path / "11k", accessories=True, cache=tmp_path).sample(8, seeded(1)), x)  # from the file
+
+
+def test_a_photograph_that_comes_later_is_seen(tmp_path: Path) -> None:
+    photographs(tmp_path, 4)
+    last = tmp_path / "Hands" / "Hand_0000003.jpg"
+    whole = last.read_bytes()
+    last.unlink()
+    assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (2, 1)
+    last.write_bytes(whole[: len(whole) // 2])  # as far as it has come
+    assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (2, 1)
+    last.write_bytes(whole)
+    assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (3, 0)
 
 
 def test_photographs_are_chosen_by_the_table(tmp_path: Path) -> None:
@@ -239,6 +250,7 @@ def _table(text: str) -> Any:
         (_table("imageName,aspectOfHand,accessories\n../a.jpg,dorsal left,0\n"), ("folder", "../a.jpg")),
         (_table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,0\n"), ("folder", "none of 1 that can be read")),
         (_table(""), ("folder", "imageName")),
+        (_table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,0\nb.jpg\n"), ("folder", "every column", "line 3")),
     ],
 )
 def test_bad_folders(tmp_path: Path, make: Any, parts: tuple[str, ...], unchecked: None) -> None:

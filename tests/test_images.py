@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from common import ROOT, run_python, same_bits, seeded
+from common import ROOT, one_line, run_python, same_bits, seeded
 
 from tinyhall import cards, experiments, images
+from tinyhall._check import TinyhallError
 from tinyhall.artifacts import read_json, read_tensors
 from tinyhall.datasets import MNIST, SimpleShapes
 from tinyhall.images import quantised
@@ -162,6 +166,24 @@ def test_stages_end_in_the_bits_of_one_run(made: tuple[experiments.Artifact, Pat
     assert same_bits({k: v.half().float() for k, v in net.state_dict().items()}, artifact.net.state_dict())
 
 
+@pytest.mark.parametrize("kept", ["checkpoint.safetensors", "*"])
+def test_stages_are_not_drawn_from_a_checkpoint_that_is_ahead(
+    made: tuple[experiments.Artifact, Path], kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was drawn in the middle of a training cannot be drawn at its end; by another sampler it has not been drawn."""
+    artifact, place = made
+    runs = experiments.folder(tmp_path, artifact.card, 0)
+    runs.mkdir(parents=True)
+    for path in experiments.folder(place / "r", artifact.card, 0).glob(kept):
+        shutil.copy(path, runs)
+    if kept == "*":
+        monkeypatch.setitem(cards.CARDS, "shapes", dataclasses.replace(artifact.card, respace=10))
+    with pytest.raises(TinyhallError) as caught:
+        experiments.reproduce(cards.get("shapes", "smoke"), root=tmp_path / "a", runs=tmp_path, device="cpu", progress=False)
+    one_line(caught.value, "checkpoint", "at most 5 steps", "got 40", f"{runs}/checkpoint.safetensors", "move it away")
+    assert not (tmp_path / "a").exists()
+
+
 def test_commands(tmp_path: Path, made: tuple[experiments.Artifact, Path]) -> None:
     _, place = made
     out = tmp_path / "s.safetensors"
@@ -206,6 +228,9 @@ def test_figures_of_a_generation_of_images() -> None:
     assert told["hallucinated"] == told["blank"] == 0.01
     assert told["imbalance"] < 0.1  # the seven sets of shapes are equally likely
     assert told["handed on"] == 0.5
+    shares = torch.tensor(figures["share"]) / 693
+    assert told["imbalance"] == pytest.approx(0.5 * float((shares - 1 / 7).abs().sum()))
+    assert math.isnan(experiments.read(figures | {"share": [0] * 7})["imbalance"])  # of nothing in support
     assert told["distinct"] == len(x.flatten(1).unique(dim=0)) / 700
 
 

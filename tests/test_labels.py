@@ -69,6 +69,14 @@ def test_bad_files(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     one_line(caught.value, "path", *parts)
 
 
+@pytest.mark.parametrize("content", [b"image,label\n0,\xff\n", b"image,label\n\xe9", b"\xff\xfe"])
+def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.csv").write_bytes(content)
+    with pytest.raises(TinyhallError) as caught:
+        read_labels(tmp_path / "bad.csv")
+    one_line(caught.value, "path", "UTF-8", "bad.csv")
+
+
 @pytest.mark.parametrize(
     ("call", "parts"),
     [

@@ -226,6 +226,29 @@ def test_the_project_s_own_copy_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     one_line(caught.value, "root", "data/mnist")
 
 
+def test_images_come_to_the_processor_to_be_judged(data: MNIST, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(torch.Tensor):
+        """Stands for images on another device: the classifier gets them once they have been brought here."""
+
+        def cpu(self) -> torch.Tensor:
+            return brought
+
+    brought = data.images(slice(0, 3))
+    read = Classifier.read
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(Classifier, "read", lambda self, x: seen.append(x) or read(self, x))
+    told = data.judge(brought.clone().as_subclass(Elsewhere))
+    assert seen[0] is brought
+    assert torch.equal(told.distance, data.judge(brought).distance)
+
+
+def test_the_classifier_reads_where_it_is() -> None:
+    """A device that only keeps shapes stands for a GPU."""
+    with torch.device("meta"):
+        net = Classifier(torch.Generator())
+    assert net.read(torch.zeros(3, 1, 28, 28)).features.device.type == "meta"
+
+
 def test_oracle_errors(classifier: Classifier, test_set: MNIST) -> None:
     x = test_set.images(slice(0, 10))
     with pytest.raises(TinyhallError) as caught:

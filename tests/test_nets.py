@@ -182,6 +182,9 @@ class TestTabulated:
         with pytest.raises(TinyhallError) as caught:
             Tabulated(self.net, 3, low=1.0, high=1.0)
         one_line(caught.value, "low < high", "1.0")
+        with pytest.raises(TinyhallError) as caught:
+            Tabulated(self.net, 3, points=1)
+        one_line(caught.value, "points", "at least 2", "1")
 
 
 @pytest.mark.parametrize(

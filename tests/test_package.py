@@ -36,3 +36,23 @@ print([m for m in ("accelerate", "scipy", "matplotlib") if m in sys.modules])
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_what_needs_scipy_names_the_extra_that_brings_it() -> None:
+    code = """
+import sys
+sys.modules["scipy"] = None  # as if it were not installed
+import torch
+import tinyhall as th
+for ask in (
+    lambda: th.fraction(1, 3), lambda: th.auroc(torch.tensor([0.0, 1.0]), torch.tensor([False, True])),
+    lambda: th.mean([1.0, 2.0]), lambda: th.sliced_wasserstein(torch.zeros(2, 2), torch.zeros(2, 2)),
+):
+    try:
+        ask()
+    except ImportError as error:
+        print(error)
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == 4 * ["tinyhall: intervals and AUROC need scipy: pip install 'tinyhall[stats]'"]

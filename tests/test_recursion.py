@@ -58,6 +58,14 @@ def test_variance_drops_the_highest_scores() -> None:
     assert select(drawn(), "variance", 4, 0.2, seeded()).tolist() == [0, 1, 2, 3]  # of the first five
 
 
+def test_scores_that_overflow_are_no_filter() -> None:
+    """All the same, they would drop the last: as "none" does."""
+    for score in (torch.full((10,), math.inf), torch.full((10,), math.nan)):
+        with pytest.raises(TinyhallError) as caught:
+            select(Samples(torch.zeros(10, 1), {"score": score}), "variance", 8, 0.2, seeded())
+        one_line(caught.value, "scores", "8 finite")
+
+
 def test_none_keeps_the_first() -> None:
     assert select(drawn(), "none", 8, 0.2, seeded()).tolist() == list(range(8))
 

@@ -333,6 +333,14 @@ def test_labels_follow_their_samples_through_chunks() -> None:
     assert not torch.equal(sample(Classes(), MILD, 30, generator=seeded(3), label=label.flip(0)).x, whole.x)
 
 
+def test_labels_go_where_the_network_is_asked() -> None:
+    """A device that only keeps shapes stands for a GPU; its last state cannot be looked at, its first can."""
+    model = Classes()
+    step = next(reverse(model, MILD, (4, 2), generator=seeded(), label=torch.arange(4), guidance=2.0, device="meta"))
+    assert step.x.device.type == "meta"
+    assert [label.device.type for label in model.asked if label is not None] == ["meta"]
+
+
 def test_device_of_a_network() -> None:
     assert where(MLP(1)) == torch.device("cpu")
     assert where(net) == torch.device("cpu")
@@ -391,6 +399,9 @@ def walk(**changed: object) -> object:
         (lambda: ddim(steps=0)(MILD), ("steps", "at least 1", "0")),
         (lambda: ddpm(steps=101)(MILD), ("steps", "at most 100", "101")),
         (lambda: ddpm(steps=2.5)(MILD), ("steps", "whole number", "2.5")),
+        (lambda: ddpm(steps=[5.0, 3.0])(MILD), ("steps", "falling values of t in 0..99", "[5.0, 3.0]")),
+        (lambda: ddpm(steps="31")(MILD), ("steps", "falling values of t", "'31'")),
+        (lambda: go(metrics=[TrajectoryVariance(), TrajectoryVariance()]), ("metrics", "different name", "variance[0,10)")),
     ],
 )
 def test_errors(make, parts, unchecked) -> None:

@@ -16,6 +16,7 @@ from tinyhall._check import TinyhallError
 from tinyhall.schedule import Schedule
 
 MILD = (1e-3, 0.2, 100)  # ends in noise, yet its alpha_bar stays far from float32's limits, where diffusers keeps its tables
+ONE = torch.ones(1, 1)
 
 
 def theirs(schedule: Schedule, **options: object) -> DDPMScheduler:
@@ -133,6 +134,9 @@ def test_predict_x0_is_finite_at_every_t() -> None:
         (lambda: Schedule(torch.zeros(0, dtype=torch.float64)), ("betas", "T >= 1", "(0,)")),
         (lambda: Schedule(torch.full((9,), 1.5, dtype=torch.float64)), ("betas", "(0, 1)", "1.5")),
         (lambda: Schedule([0.1, 0.9]), ("betas", "float64 tensor", "list")),
+        (lambda: Schedule.linear().q_sample(ONE, torch.tensor([-1]), ONE), ("t", "0..999", "-1")),
+        (lambda: Schedule.linear().predict_x0(ONE, torch.tensor([1000]), ONE), ("t", "0..999", "1000")),
+        (lambda: Schedule.linear().posterior(ONE, ONE, torch.tensor([-2])), ("t", "0..999", "-2")),
     ],
 )
 def test_errors(make, parts, unchecked) -> None:

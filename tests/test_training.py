@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -24,6 +25,7 @@ from tinyhall.nets import MLP
 from tinyhall.sampling import ddim, sample
 from tinyhall.schedule import Schedule
 from tinyhall.training import Run, fit, start, train
+from tinyhall.unet import UNet
 
 SCHEDULE = Schedule.linear(1e-3, 0.2, 100)
 DATA = GaussianMixture.line().sample(50, seeded(100))
@@ -489,6 +491,8 @@ def test_an_absurd_rate_is_reported() -> None:
         ({"data": DATA[:40]}, "data", "(50, 1)"),
         ({"schedule": Schedule.linear(1e-3, 0.3, 100)}, "schedule", "linear(0.001, 0.2, 100)"),
         ({"net": MLP(1, width=18)}, "net", "parameters"),
+        ({"schedule": Schedule(Schedule.linear(1e-3, 0.3, 100).betas, SCHEDULE.name)}, "schedule betas", "(100,) sha256:"),
+        ({"net": MLP(1, width=16, blocks=6)}, "net layout", "sha256:"),  # one block shared: as many parameters
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, changed: dict[str, Any], key: str, came: str) -> None:
@@ -499,6 +503,46 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, changed: dict[st
         fitted(**changed, checkpoint=path)
     one_line(caught.value, "checkpoint", f"{key}=", came, str(path))
     assert path.read_bytes() == content
+
+
+def test_networks_of_one_name_and_size_are_told_apart() -> None:
+    image = {"size": 8, "widths": (8,), "blocks": 1}
+    nets = [UNet(**image), UNet(**image, schedule=SCHEDULE), MLP(2), MLP(2, blocks=6), MLP(2, shared=False)]
+    assert len({training._layout(net) for net in nets}) == len(nets)
+    assert training._layout(MLP(2, generator=seeded(1))) == training._layout(MLP(2))
+
+
+def test_a_checkpoint_from_before_they_were_told_apart_loads(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    fitted(steps=4, checkpoint=path)
+    tensors, note = read_tensors(path)
+    settings = json.loads(note["settings"])
+    for key in training._LATER:
+        del settings[key]
+    write_tensors(path, tensors, note | {"settings": json.dumps(settings)})
+    assert same_bits(weights(fitted(checkpoint=path)), weights(fitted()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts"),
+    [
+        ({"lr": 2e-3}, ("lr", "0.001, with which the run began", "0.002")),
+        ({"batch_size": 8}, ("batch_size", "16", "8")),
+        ({"ema": 0.9}, ("ema", "None", "0.9")),
+        ({"data": DATA + 1}, ("data", "sha256:")),
+        ({"schedule": Schedule.linear(1e-3, 0.3, 100)}, ("schedule", "linear(0.001, 0.2, 100)")),
+        ({"net": small()}, ("net", "the run's own network")),
+        ({"label": torch.zeros(50).long()}, ("label", "None")),
+    ],
+)
+def test_a_run_is_continued_as_it_began(changed: dict[str, Any], parts: tuple[str, ...]) -> None:
+    net = small()
+    run = start(net, DATA, SCHEDULE, batch_size=16, lr=1e-3, generator=seeded(5), note="mine")
+    given = options(steps=2) | {"net": net, "data": DATA, "schedule": SCHEDULE} | changed
+    with pytest.raises(TinyhallError) as caught:
+        train(given.pop("net"), given.pop("data"), given.pop("schedule"), run=run, **given)
+    one_line(caught.value, *parts)
+    assert [step.step for step in train(net, DATA, SCHEDULE, run=run, **options(steps=2))] == [1, 2]
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -745,6 +745,7 @@ class Mutation:
 
 
 ARTIFACTS = "book/artifacts"
+MUTATED = "a wrong number in the package or an artifact"
 MUTATIONS = (
     Mutation("nothing", "tinyhall/stats.py", "Estimate(k / n,", "Estimate(k / n,", "beside", "filtering"),
     Mutation("`stats.fraction` is a tenth too high", "tinyhall/stats.py", "Estimate(k / n,", "Estimate(1.1 * k / n,", "beside",
@@ -762,7 +763,7 @@ MUTATIONS = (
 
 def chapters(mutations: tuple[Mutation, ...] = MUTATIONS) -> Count:
     """In a copy of the last commit: do the book's compared outputs, and the package's tests, notice a change?"""
-    count = Count("a wrong number in the package or an artifact")
+    count = Count(MUTATED)
 
     def passes(place: Path, *arguments: str) -> bool:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
@@ -796,50 +797,62 @@ def chapters(mutations: tuple[Mutation, ...] = MUTATIONS) -> Count:
 
 
 def write_page(counts: list[Count], mutations: tuple[Mutation, ...]) -> None:
-    rows = "\n".join(f"| {c.what} | {c.tried} | {c.survived} | {c.refused} | {len(c.lost)} | {c.note} |" for c in counts)
+    # Whether a wrong number is noticed is another question, with a table of its own.
+    shown = [c for c in counts if c.what != MUTATED]
+    rows = "\n".join(f"| {c.what} | {c.tried} | {c.survived} | {c.refused} | {len(c.lost)} | {c.note} |" for c in shown)
     said = {True: "yes", False: "no", None: ""}
     noticed = "\n".join(
         f"| {m.what} | {m.book} | {said[m.noticed.get('the book')]} | {said[m.noticed.get('the tests')]} |" for m in mutations
     )
+    package = [m for m in mutations if m.old != m.new and m.tests]
+    stored = [m for m in mutations if m.old != m.new and not m.tests]
+    by_book, by_tests = (sum(m.noticed.get(who, False) for m in package) for who in ("the book", "the tests"))
+    read = sum(m.noticed.get("the book", False) for m in stored)
     PAGE.write_text(f"""# When things go wrong
 
-A training that runs overnight meets a closed lid, a full disk, a second terminal. This page is written by `make torture`,
-which does such things on purpose, with all chance seeded. *Survived* means that the run ended in the bits of one that
-nothing happened to, or that what was read is what was written; *refused*, that one line said what was wrong, and nothing
-was lost. *Lost* is everything else, and must be 0: another result, a crash, an unclear error, a file left behind, more
-memory than the file has.
+A training that runs overnight meets a closed lid, a full disk, a second terminal. This page is written by
+`make torture`, which does such things on purpose, with all chance seeded. *Survived* means that the run ended in the bits
+of one that nothing happened to, or that what was read is what was written; *refused*, that one line said what was
+wrong, and nothing was lost. *Lost* is everything else, and must be 0: another result, a crash, an unclear error, a
+file left behind, more memory than the file has.
 
 | | tried | survived | refused | lost | |
 |---|--:|--:|--:|--:|---|
 {rows}
 
 Measured on {experiments.describe_device(torch.device("cpu"))}, revision {experiments.revision()}, torch
-{torch.__version__}.
+{torch.__version__}. A `+` after a revision means that the package then had changes that were not committed.
 
 ## What was done
 
-- **Killed.** A training, a training with sampling, and a recursion of two arms are killed: a third of the moments are anywhere
-  in the run, a third at a touch of the file system (opening, renaming, ...), a third at some byte of a file being written.
-  Called again, each must leave the same files with the same bits as a run that was not killed, and no other.
-- **Damaged.** Checkpoints, generations and artifacts with bits flipped, ends cut off, files swapped, replaced by pickles,
-  pipes and devices; headers that claim other types, shapes, places or names; JSON with other values; and files that are
-  whole, digest and all, but of another card, type or shape. A child with {ROOM / 2**20:.0f} MB of memory to spare reads
-  each; nothing may be run, and no other file touched. Every file that the package writes carries a digest of its content.
-  Those from before it did are read as they are: the row for comparison shows what a single bit does to them.
-- **Full, forbidden, shared.** Files that may grow to some size and no more, file systems of some kB, folders and files
-  without permission, a second process in the same folder. Afterwards, without the obstacle, the run must end in the bits of
-  one that had none.
+- **Killed.** A training, a training with sampling, and a recursion of two arms get SIGKILL: a third of the moments
+  anywhere in the run, a third at a touch of the file system (opening, renaming, ...), a third with part of a file on
+  the disk. Called again, each must leave the same files with the same bits as a run that was not killed, and no
+  other.
+- **Damaged.** Checkpoints, generations and artifacts with bits flipped, ends cut off, files swapped, replaced by
+  pickles, pipes and devices; headers that claim other types, shapes, places or names; JSON with other values; and
+  files that are whole, digest and all, but of another card, type or shape. A child with {ROOM / 2**20:.0f} MB of
+  memory to spare reads each; nothing may be run, and no other file touched. Every file that the package writes
+  carries a digest of its content. Those from before it did are read as they are: the row for comparison shows what a
+  single bit does to them.
+- **Full, forbidden, shared.** Files that may grow to some size and no more, file systems of some kB, folders and
+  files without permission, a second process in the same folder. Afterwards, without the obstacle, the run must end in
+  the bits of one that had none.
 - **Long.** Memory and disk after each checkpoint, the first tenth of them left out.
 
 ## Would the book notice?
 
-A book whose outputs are compared with stored ones is only as good as the comparison. In a copy of the repository one number
-at a time is wrong; "nothing" is the control. The tests are those of the module that was changed.
+A book whose outputs are compared with stored ones is only as good as the comparison. In a copy of the repository one
+number at a time is wrong; "nothing" is the control. One notebook is run, the one named. The tests are those of the
+module that was changed; for an artifact none were run.
 
 | what is wrong | notebook | the book notices | the tests notice |
 |---|---|---|---|
 {noticed}
 
+Of {len(package)} wrong numbers in the package the notebook notices {by_book} and the tests {by_tests}; of
+{len(stored)} in artifacts the notebook notices {read}. So a page that prints what it printed before says that what is
+stored is what it was, and little about the package: that is for the tests to say.
 """)
 
 

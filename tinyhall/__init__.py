@@ -14,7 +14,7 @@ from ._check import TinyhallError
 from .adapters import from_diffusers, watch
 from .density import law
 from .experiments import load, reproduce
-from .filtering import Filter, keep_k, split
+from .filtering import Filter, keep_k, kept_at, split
 from .metrics import TrajectoryVariance, denoising_error
 from .recursion import recurse
 from .sampling import Samples, Step, ddim, ddpm, hybrid, reverse, sample
@@ -46,6 +46,7 @@ __all__ = [
     "hybrid",
     "images",
     "keep_k",
+    "kept_at",
     "law",
     "load",
     "mean",

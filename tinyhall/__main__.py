@@ -63,6 +63,8 @@ def sample(common: Common, options: Sample) -> None:
     from .sampling import sample as draw
 
     _check.positive_int("n", options.n)
+    if options.batch_size is not None:
+        _check.positive_int("batch_size", options.batch_size)  # before hours of training, not after
     card = cards.get(common.card, common.scale)
     samplers = experiments.samplers_of(card)
     name = options.sampler or next(iter(samplers))
@@ -84,12 +86,14 @@ def sample(common: Common, options: Sample) -> None:
 
 
 def reproduce(common: Common, root: Path) -> None:
-    from . import cards, experiments, stats
+    from . import cards, device, experiments, stats
 
     card = cards.get(common.card, common.scale)
     made = experiments.reproduce(
         card, common.seed, root=root, runs=common.runs, device=common.device, progress=not common.quiet
     )
+    if device.rank():
+        return
     # A recursion has a history for each arm, the others one entry for each sampler.
     last = {arm: history[-1] for arm, history in made.metrics["arms"].items()} if "arms" in made.metrics else made.metrics
     for name in [k for k, v in last.items() if isinstance(v, dict) and "fraction" in v]:

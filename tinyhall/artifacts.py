@@ -86,8 +86,12 @@ def _lock(path: Path, flags: int) -> Iterator[None]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """An object's digest is written among its keys. Raises TinyhallError where the file cannot be written."""
-    plain = json.loads(json.dumps(value, allow_nan=False))  # as a reader will have it: lists for tuples, text for keys
+    """An object's digest is written among its keys. Raises TinyhallError where the file cannot be written, or JSON cannot hold
+    the value: NaN, for one."""
+    try:
+        plain = json.loads(json.dumps(value, allow_nan=False))  # as a reader will have it: lists for tuples, text for keys
+    except (TypeError, ValueError) as error:
+        raise _check.TinyhallError(f"artifact: expected what JSON can hold, for {path}, got other values ({error})") from error
     if isinstance(plain, dict):
         plain[_DIGEST] = _of_json(plain)
     text = json.dumps(plain, indent=1, sort_keys=True) + "\n"
@@ -182,13 +186,15 @@ def _existing(path: str | Path, largest: int) -> Path:
     return path
 
 
-def load_weights(net: torch.nn.Module, path: str | Path) -> None:
-    """Fills `net` from a safetensors file; half precision is widened to the network's own.
+def load_weights(net: torch.nn.Module, path: str | Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Fills `net` from a safetensors file, or from its `tensors` where they have been read; half precision is widened to the
+    network's own.
 
     Raises:
         TinyhallError: a bad file, or tensors of another network.
     """
-    tensors, _ = read_tensors(path)
+    if tensors is None:
+        tensors, _ = read_tensors(path)
     own = net.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         there, here = tensors.get(name), own.get(name)

@@ -6,6 +6,7 @@ tuned on one draw of a model's samples and measured on another.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,8 +137,8 @@ def quenched(net: Net, schedule: Schedule, *, at: int, below: int, strength: flo
     """Intrinsic quenching (arXiv 2605.05026) as we read it: in the steps below `below`, x0_hat goes down the gradient of its
     own intrinsic dimension, measured at `at` as `intrinsic_dimension` does.
 
-    The length is `strength` times a Newton step for a sample beside a Gaussian mode. Each such step asks the network twice more
-    and goes back through it once, which counts as three further calls.
+    The length is `strength` times a Newton step for a sample beside a Gaussian mode. Each such step asks the network once more
+    and goes back through it once, which takes as long as two calls: it counts as three further ones.
     """
     bar = float(schedule.alpha_bar[at])
 
@@ -181,9 +182,10 @@ def _log_classes(model: Model) -> Callable[[Tensor, Tensor, Tensor], Tensor] | N
     if not isinstance(data, MNIST):
         return None
     half = int((schedule.alpha_bar >= 0.5).sum())
+    classifier = copy.deepcopy(data.classifier).to(model.device)  # a copy: the data judge on the processor
 
     def digits(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        logits = data.classifier(schedule.predict_x0(x, t[:1], eps)).log_softmax(1)
+        logits = classifier(schedule.predict_x0(x, t[:1], eps)).log_softmax(1)
         return logits if int(t[0]) < half else 0 * logits
 
     return digits
@@ -462,7 +464,7 @@ def results(scale: str = "paper", seed: int = 0, root: str | Path = "artifacts")
     if not found:
         raise _check.TinyhallError(
             f"bench: expected results at {scale} scale, seed {seed}, under {root}, got none; make them with "
-            f"`python -m tinyhall bench --scale {scale} --seed {seed}`"
+            f"`python -m tinyhall bench --scale {scale} --seed {seed} --root {root}`"
         )
     for name, result in found.items():
         hash_ = cards.get(TASKS[name].card, scale).hash

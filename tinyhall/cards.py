@@ -15,6 +15,7 @@ import torch
 
 from . import _check
 from .datasets import MNIST, GaussianMixture, HandPhotos, Hands, SimpleShapes
+from .filtering import needed
 from .nets import MLP, UNet
 from .schedule import Schedule
 
@@ -231,7 +232,7 @@ class Generations:
 
     def _drawn(self, n: int) -> int:
         """How many the arm that drops most must draw to keep n."""
-        return max(round(n / (1 - drop)) for _, drop in self.arms)
+        return max(needed(n, drop) for _, drop in self.arms)
 
 
 @dataclass(frozen=True)

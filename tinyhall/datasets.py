@@ -127,7 +127,9 @@ class GaussianMixture:
         kind = torch.full_like(mode, IN_SUPPORT)
         pair = torch.full((len(x), 2), -1, dtype=torch.int64, device=x.device)
         out = (distance > width).nonzero()[:, 0]
-        for rows in out.split(8192):
+        # Rows against all pairs of modes at a time: their distances take some 30 MB a step.
+        pairs = len(self.means) * (len(self.means) - 1) // 2
+        for rows in out.split(max(2**22 // max(pairs * self.dim, 1), 1)):
             gap, joined = self._nearest_segment(x[rows], width * self.std)
             kind[rows] = torch.where(gap <= width * self.std, INTERPOLATED, ELSEWHERE)
             pair[rows] = joined
@@ -136,8 +138,7 @@ class GaussianMixture:
     def _nearest(self, x: Tensor, width: float) -> tuple[Tensor, Tensor]:
         _check.floats("x", x, ndim=2, finite=False)
         _check.positive("width", width)
-        if x.shape[1] != self.dim:
-            raise _check.fail("x", x, f"shape [n, {self.dim}]")
+        self._fits(x)
         modes, distances = [], []
         for part in x.split(_CHUNK):
             gap = torch.cdist(part.double(), self.means.to(x.device), compute_mode="donot_use_mm_for_euclid_dist")
@@ -194,8 +195,13 @@ class GaussianMixture:
         return out
 
     def log_density(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
-        """log p(x), natural logarithm, float64 inside."""
-        return self._components(x.double(), torch.ones(1, dtype=torch.float64), self.std**2)[0].float()
+        """log p(x), natural logarithm, float64 inside. Raises TinyhallError for x of another dimension."""
+        self._fits(x)
+        return self._components(x.double(), torch.ones(1, dtype=torch.float64, device=x.device), self.std**2)[0].float()
+
+    def _fits(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != self.dim:
+            raise _check.fail("x", x, f"shape [n, {self.dim}]")
 
     def _components(self, x: Tensor, scale: Tensor, variance: Tensor | float) -> tuple[Tensor, Tensor]:
         """log-density `[n]` of the mixture with means scale * means and this variance, and the modes' shares `[n, k]`."""
@@ -206,7 +212,9 @@ class GaussianMixture:
         return torch.logsumexp(log_w, 1) - norm.reshape(-1), torch.softmax(log_w, 1)
 
     def log_modes(self, schedule: Schedule, x: Float[Tensor, "n dim"], t: Int[Tensor, " m"]) -> Float[Tensor, "n modes"]:
-        """log p(mode | x_t), float64: which mode a noised point comes from. t is one for all `[1]`, or one each `[n]`."""
+        """log p(mode | x_t), float64: which mode a noised point comes from. t is one for all `[1]`, or one each `[n]`. Raises
+        TinyhallError for x of another dimension."""
+        self._fits(x)
         log_bar = schedule.log_alpha_bar.to(x.device)[t]
         variance = (log_bar.exp() * self.std**2 - torch.expm1(log_bar)).reshape(-1, 1)
         gap = (x.double()[:, None] - (0.5 * log_bar).exp().reshape(-1, 1, 1) * self.means.to(x.device)).square().sum(-1)
@@ -216,7 +224,7 @@ class GaussianMixture:
         """The exact noise prediction E[eps | x_t], under the same call as a network; float64 inside.
 
         It is what a network trained for ever on unlimited data would learn: the score of the noised mixture, times
-        -sqrt(1 - alpha_bar_t).
+        -sqrt(1 - alpha_bar_t). Raises TinyhallError for x of another dimension.
         """
 
         def exact(x: Float[Tensor, "n dim"], t: Int[Tensor, " n"], label: Tensor | None = None) -> Float[Tensor, "n dim"]:
@@ -225,6 +233,7 @@ class GaussianMixture:
         return exact
 
     def _exact_eps(self, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+        self._fits(x)
         one = t[:1] if t.stride(0) == 0 else t
         log_bar = schedule.log_alpha_bar.to(x.device)[one]
         bar, noise = log_bar.exp(), -torch.expm1(log_bar)  # [n] or [1]

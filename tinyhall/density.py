@@ -64,7 +64,8 @@ def law(
         TinyhallError: a sampler without noise, a grid too coarse for its noise, or more than 1e-6 of the mass lost at the ends.
     """
     moves = sampler(schedule)
-    _check.positive_int("points", points)
+    if _check.positive_int("points", points) < 2:
+        raise _check.fail("points", points, "a whole number of at least 2")
     if not low < high:
         raise _check.TinyhallError(f"low, high: expected low < high, got {low} and {high}")
     step = (high - low) / (points - 1)
@@ -112,6 +113,7 @@ def exact_std(std: float, schedule: Schedule, sampler: Sampler = ddpm()) -> floa
 def _deposit(places: Tensor, mass: Tensor, low: float, step: float) -> Tensor:
     """Mass at any places, shared between the two grid points beside each; what falls off the grid is dropped."""
     at = (places - low) / step
+    mass = torch.where((at > -1) & (at < len(mass)), mass, 0.0)
     left = at.floor()
     right_share = at - left
     out = torch.zeros(len(mass) + 2, dtype=mass.dtype)  # a bin at either end for what falls off

@@ -91,6 +91,13 @@ def processes() -> int:
     return 1 if state is None else state.num_processes
 
 
+def barrier() -> None:
+    """Waits until all processes have come here: none reads what another has yet to write."""
+    state = world()
+    if state is not None:
+        state.wait_for_everyone()
+
+
 def sum_over_processes(tensors: list[Tensor]) -> None:
     """Adds each tensor over all processes, in place, in one message."""
     if processes() == 1:

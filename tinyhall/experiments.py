@@ -26,7 +26,7 @@ from .filtering import Filter
 from .images import DENOISED, ImageDraw, parts_bar, quantised, tally
 from .metrics import TrajectoryVariance, denoising_error
 from .nets import MLP, Tabulated, UNet
-from .quality import coverage, fid
+from .quality import coverage, fid, imbalance
 from .recursion import recurse
 from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse, sample
 from .schedule import Schedule
@@ -62,8 +62,7 @@ class Artifact:
     def net(self) -> MLP | UNet:
         """The trained network, on the processor; of images, the moving average of its weights."""
         net = self.card.net(self.info["seed"])
-        self._tensors("model")
-        load_weights(net, self.folder / "model.safetensors")
+        load_weights(net, self.folder / "model.safetensors", self._tensors("model"))
         return net.eval()
 
     def samples(self, sampler: str) -> dict[str, Tensor]:
@@ -84,11 +83,17 @@ class Artifact:
 
     @property
     def measured(self) -> str:
-        """How this was measured, in a phrase for captions."""
-        c = self.card
+        """How this was measured, in a phrase for captions. It names T and the modes where they are not the paper's."""
+        c, reduced = self.card, ""
+        if c.timesteps != type(c).timesteps:
+            reduced += f", T = {c.timesteps:,} instead of {type(c).timesteps:,}"
+        if isinstance(c, GaussianCard):
+            paper = cards.CARDS.get(c.name)
+            if isinstance(paper, GaussianCard) and paper.layout != c.layout:
+                reduced += f", {len(c.data().means)} modes instead of {len(paper.data().means)}"
         return (
             f"{c.name}, {c.scale} scale, seed {self.info['seed']}, n = {c.n:,}, {c.steps:,} steps of "
-            f"{min(c.batch_size, c.n):,}, on {self.info['device']}"
+            f"{min(c.batch_size, c.n):,}{reduced}, on {self.info['device']}"
         )
 
 
@@ -107,7 +112,7 @@ def load(name: str, scale: str = "paper", seed: int = 0, root: str | Path = "art
     if not place.is_dir():
         raise _check.TinyhallError(
             f"artifact: expected {place}, got nothing there; make it with "
-            f"`python -m tinyhall reproduce {name} --scale {scale} --seed {seed}`"
+            f"`python -m tinyhall reproduce {name} --scale {scale} --seed {seed} --root {root}`"
         )
     info, metrics = read_json(place / "card.json"), read_json(place / "metrics.json")
     if not isinstance(info, dict) or info.get("hash") != card.hash:
@@ -135,7 +140,7 @@ def train_card(
     card: Card, seed: int, *, runs: str | Path = "runs", device: str | None = None, progress: bool = True
 ) -> tuple[MLP | UNet, dict[str, Any]]:
     """Trains a card's network, or goes on from its checkpoint in `runs`. Returns it with losses, seconds and precision."""
-    net, stages = _train(card, seed, runs, device, progress, stages=1)
+    net, stages = _train(card, seed, runs, device, progress, [card.steps])
     run = next(stages)
     return net, {"losses": run.losses, **_spent(run.seconds, bool(run.bf16))}
 
@@ -145,9 +150,9 @@ def _spent(seconds: float, bf16: bool) -> dict[str, Any]:
 
 
 def _train(
-    card: Card, seed: int, runs: str | Path, device: str | None, progress: bool, stages: int
+    card: Card, seed: int, runs: str | Path, device: str | None, progress: bool, ends: Sequence[int]
 ) -> tuple[MLP | UNet, Iterator[Run]]:
-    """The network, and its training in equal stages: at the end of each it holds the weights to sample with."""
+    """The network, and its training in stages that end at those steps: at each end it holds the weights to sample with."""
     if isinstance(card, Generations):
         raise _check.fail("card", card.name, "one of a single model; a recursion trains several, under `reproduce`")
     place = _device.pick(device)
@@ -156,9 +161,9 @@ def _train(
     checkpoint = folder(runs, card, seed) / "checkpoint.safetensors"
 
     def run() -> Iterator[Run]:
-        for stage in range(1, stages + 1):
+        for steps in ends:
             generator = cards.stream(seed, "training", place)
-            yield _fit(card, net, data, generator, checkpoint, progress, steps=-(-card.steps * stage // stages))
+            yield _fit(card, net, data, generator, checkpoint, progress, steps=steps)
 
     return net, run()
 
@@ -224,7 +229,13 @@ def reproduce(
     A recursion's card is run arm by arm instead; `samplers` is not for it. Of models of images, `keep` is how many an artifact
     keeps verdicts and scores of, and `pictures`, or else as many, the images themselves: what `metrics` says rests on all
     that were drawn.
+
+    Raises:
+        TinyhallError: a card that is not, field by field, the one of its name and scale, whose artifact this would replace; a
+            sampler that is none of the card's; or what training and drawing raise.
     """
+    if card != cards.get(card.name, card.scale):
+        raise _check.fail("card", card, f"{card.name} at {card.scale} scale as `tinyhall.cards` has it")
     known = samplers_of(card)
     samplers = list(known) if samplers is None else samplers
     for name in samplers:
@@ -239,27 +250,35 @@ def reproduce(
     net, history = train_card(card, seed, runs=runs, device=device, progress=progress)
     assert isinstance(net, MLP)
     out = folder(root, card, seed)
-    write_tensors(out / "model.safetensors", dict(net.state_dict()), {"card": card.hash})
+    _once(write_tensors, out / "model.safetensors", dict(net.state_dict()), {"card": card.hash})
     mixture, schedule = card.data(), card.schedule()
     # The table costs as much as 16,000 samples: too much for a smoke run, nothing beside millions.
     tabulate = mixture.dim == 1 and card.samples >= 100_000
-    fast: Net = Tabulated(net.cpu(), schedule.steps) if tabulate else net.cpu()
+    fast = Tabulated(net, schedule.steps, device=place) if tabulate else net
     metrics: dict[str, Any] = {"losses": history.pop("losses")}
     began = time.perf_counter()
     for name in samplers:
         # Without noise the rarest figures matter less, and a tenth of the samples gives them.
         count = card.samples if name in ("large", "small") else max(card.samples // 10, 1)
-        draw = Draw.make(fast, mixture, schedule, SAMPLERS[name], count, seed, progress=progress)
+        draw = Draw.make(fast, mixture, schedule, SAMPLERS[name], count, seed, device=place, progress=progress)
         metrics[name] = draw.report()
-        if tabulate and name in ("large", "small"):
-            exact = law(fast, schedule, sampler=SAMPLERS[name])
-            centres = mixture.means[:, 0]
-            metrics[name]["integral"] = {f"{w:g}": exact.outside(centres, w * mixture.std) for w in WIDTHS}
         # No figure of a line needs the samples without noise, and they would be a fifth of all artifacts.
         if mixture.dim > 1 or name in ("large", "small"):
-            write_tensors(out / f"samples-{name}.safetensors", draw.tensors(), {"card": card.hash, "sampler": name})
-    write_json(out / "metrics.json", metrics)
+            _once(write_tensors, out / f"samples-{name}.safetensors", draw.tensors(), {"card": card.hash, "sampler": name})
+    if isinstance(fast, Tabulated):
+        fast = fast.to("cpu")  # the law is worked out in double precision there
+        for name in {"large", "small"} & set(samplers):
+            exact = law(fast, schedule, sampler=SAMPLERS[name])
+            metrics[name]["integral"] = {f"{w:g}": exact.outside(mixture.means[:, 0], w * mixture.std) for w in WIDTHS}
+    _once(write_json, out / "metrics.json", metrics)
     return _finish(card, seed, root, place, history | {"sample_seconds": round(time.perf_counter() - began, 1)})
+
+
+def _once(write: Callable[..., None], path: Path, *content: Any) -> None:
+    """Has one of the processes that share the work write a file; when this returns, it is there for all of them."""
+    if _device.rank() == 0:
+        write(path, *content)
+    _device.barrier()
 
 
 def _reproduce_images(
@@ -275,23 +294,29 @@ def _reproduce_images(
 ) -> Artifact:
     place, known = _device.pick(device), samplers_of(card)
     data, schedule, out = card.data(), card.schedule(), folder(root, card, seed)
-    net, stages = _train(card, seed, runs, device, progress, STAGES)
+    ends = [-(-card.steps * stage // STAGES) for stage in range(1, STAGES + 1)]
+    net, stages = _train(card, seed, runs, device, progress, ends)
     metrics: dict[str, Any] = {"by_step": []}
-    for stage, run in enumerate(stages, 1):
+    for stage, (end, run) in enumerate(zip(ends, stages, strict=True), 1):
         # A stage's draw is kept, so that a run that is resumed does not repeat it.
-        kept = folder(runs, card, seed) / f"stage-{card.training_hash}-{stage}.json"
+        kept = folder(runs, card, seed) / f"stage-{card.training_hash}-{card.respace}-{stage}.json"
         if not kept.exists():
+            if run.step != end:
+                raise _check.TinyhallError(
+                    f"checkpoint: expected one of at most {end} steps, at which images are to be drawn, got {run.step} in "
+                    f"{folder(runs, card, seed) / 'checkpoint.safetensors'}; move it away to train anew"
+                )
             draw = sample(
                 net, schedule, max(card.samples // 8, 1), sampler=ddpm("small", card.respace),
                 generator=cards.stream(seed, f"stage/{stage}"), progress=progress,
             )  # fmt: skip
-            write_json(kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})
+            _once(write_json, kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})
         metrics["by_step"].append(read_json(kept))
     metrics["losses"] = run.losses
     began = time.perf_counter()
     net.eval()
     weights = {k: v.half() for k, v in net.state_dict().items()}
-    write_tensors(out / "model.safetensors", weights, {"card": card.hash})
+    _once(write_tensors, out / "model.safetensors", weights, {"card": card.hash})
     load_weights(net, out / "model.safetensors")  # what is drawn is drawn by the weights that are kept
     for name in samplers:
         count = card.samples if name == "small" else max(card.samples // 8, 1)
@@ -302,8 +327,8 @@ def _reproduce_images(
             x = drawn.x[:keep].to(place)
             error = denoising_error(net, schedule, x, DENOISED, generator=cards.stream(seed, "denoising"))
             tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
-        write_tensors(out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
-    write_json(out / "metrics.json", metrics)
+        _once(write_tensors, out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
+    _once(write_json, out / "metrics.json", metrics)
     spent = _spent(run.seconds, bool(run.bf16))
     return _finish(card, seed, root, place, spent | {"sample_seconds": round(time.perf_counter() - began, 1)})
 
@@ -317,7 +342,7 @@ def _finish(card: Card, seed: int, root: str | Path, place: torch.device, spent:
         "revision": revision(),
         "torch": torch.__version__,
     } | spent
-    write_json(folder(root, card, seed) / "card.json", info)  # last: an artifact without it is not one
+    _once(write_json, folder(root, card, seed) / "card.json", info)  # last: an artifact without it is not one
     return load(card.name, card.scale, seed, root)
 
 
@@ -380,9 +405,9 @@ def _reproduce_recursion(
         # The model of the real data, for a chapter to draw from; its checkpoint is there, so nothing is trained again.
         first = learn(real, 1, folder(runs, card, seed) / "1" / "checkpoint.safetensors", label)
         weights = {k: v.half() for k, v in first.state_dict().items()}
-        write_tensors(out / "model.safetensors", weights, {"card": card.hash})
-    write_tensors(out / "samples-arms.safetensors", kept, {"card": card.hash})
-    write_json(out / "metrics.json", metrics)
+        _once(write_tensors, out / "model.safetensors", weights, {"card": card.hash})
+    _once(write_tensors, out / "samples-arms.safetensors", kept, {"card": card.hash})
+    _once(write_json, out / "metrics.json", metrics)
     # Of all its trainings, also those of calls that were broken off; this call's own time may be that of reading them.
     checkpoints = folder(runs, card, seed).glob("**/checkpoint.safetensors")
     notes = [read_tensors(path)[1] for path in checkpoints]
@@ -489,24 +514,25 @@ def read(m: dict[str, Any]) -> dict[str, float]:
     the shares of the seven sets of shapes, or ten digits, from equal ones, and the share of images that are not repeated. Of
     digits also how often the classifier reads the one that was asked for, and the measures of `tinyhall.quality`.
     """
-    share = torch.tensor(m["share"], dtype=torch.float64)
-    share = share / share.sum()
+    counts = torch.tensor(m["share"])
+    classes = torch.arange(len(counts))
+    share = counts.double() / counts.sum()
     shared = {
         "handed on": (m.get("passed_on") or [math.nan])[0],
         "AUROC": (m.get("auroc") or [math.nan])[0],
     }
-    imbalance = 0.5 * float((share - 1 / len(share)).abs().sum())
+    uneven = imbalance(classes.repeat_interleave(counts), classes, len(counts)) if bool(counts.any()) else math.nan
     if "any" in m["fraction"]:
         kinds = {"hallucinated" if kind == "any" else kind: e[0] for kind, e in m["fraction"].items()}
         rest = {key: m[key] for key in ("agreement", "fid", "precision", "recall", "density", "coverage") if key in m}
-        return kinds | shared | {"imbalance": imbalance, "distinct": m["distinct"] / m["n"]} | rest
+        return kinds | shared | {"imbalance": uneven, "distinct": m["distinct"] / m["n"]} | rest
     widths = [w for w in m["std_ratio"] if w is not None]
     return {
         "hallucinated": m["fraction"]["5"][0],
         "beyond 8 std": m["fraction"]["8"][0],
         **shared,
         "modes alive": float((share >= 0.1 / len(share)).sum()),
-        "imbalance": imbalance,
+        "imbalance": uneven,
         "width": sum(widths) / len(widths) if widths else math.nan,
         "distance": m.get("distance", math.nan),
     }
@@ -564,7 +590,7 @@ class Draw:
     verdict: Judgement  # at 5 std
     scores: Tensor  # [n, windows]
     windows: tuple[tuple[int, int], ...]
-    trace_rows: Tensor  # [m], which samples have a trace: hallucinated ones, then as many others
+    trace_rows: Tensor  # [m], which samples have a trace: hallucinated ones of each part, and after the first part's the others
     traces: Tensor  # [m, TRACE, dim], x0_hat, the last step last
 
     @classmethod
@@ -577,6 +603,7 @@ class Draw:
         n: int,
         seed: int,
         *,
+        device: torch.device | str = "cpu",
         progress: bool = False,
     ) -> Draw:
         """Draws n samples in parts, each with a generator of its own, and scores every window on the way."""
@@ -588,19 +615,20 @@ class Draw:
             size = min(_PART, n - low)
             meters = [TrajectoryVariance(w) for w in windows]
             recent: list[Tensor] = []
-            noise = cards.stream(seed, f"samples/{i}")
-            for step in reverse(net, schedule, (size, mixture.dim), sampler=sampler, generator=noise):
+            noise = cards.stream(seed, f"samples/{i}", device)
+            for step in reverse(net, schedule, (size, mixture.dim), sampler=sampler, generator=noise, device=device):
                 for meter in meters:
                     meter.update(step)
                 if step.t < TRACE:
                     recent.append(step.x0_hat)
-            verdict = mixture.judge(step.x)
-            scores = torch.stack([m.score() for m in meters], dim=1)
-            parts.append((step.x, scores, *verdict))
+            x = step.x.cpu()
+            verdict = mixture.judge(x)
+            scores = torch.stack([m.score() for m in meters], dim=1).cpu()
+            parts.append((x, scores, *verdict))
             bad = (verdict.kind != 0).nonzero()[:, 0][:bad_budget]
             good = (verdict.kind == 0).nonzero()[:, 0][: good_budget if i == 0 else 0]
             rows = torch.cat([bad, good])
-            traced.append((rows + at, torch.stack(recent, dim=1)[rows]))
+            traced.append((rows + at, torch.stack([x0_hat[rows.to(device)].cpu() for x0_hat in recent], dim=1)))
             bad_budget -= len(bad)
             at += size
         x, scores, *told = (torch.cat(column) for column in zip(*parts, strict=True))

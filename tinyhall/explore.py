@@ -23,6 +23,7 @@ import torch
 from . import _check, stats
 from ._typing import Bool, Float, Int, Tensor
 from .datasets import GaussianMixture
+from .filtering import Filter
 from .images import quantised
 from .nets import MLP
 from .sampling import Sampler
@@ -209,18 +210,20 @@ def threshold(
         remove: the share of the hallucinated that the first threshold removes.
 
     Raises:
-        TinyhallError: lengths that differ, scores that are not positive, or samples of one class only.
+        TinyhallError: lengths that differ, scores that are not positive, samples of one class only, or a share outside (0, 1].
     """
     stats._labelled(scores, bad)
     if not bool(bad.any()) or bool(bad.all()):
         raise _check.TinyhallError(f"bad: expected samples of both classes, got {int(bad.sum())} hallucinated of {len(bad)}")
     if not bool((scores > 0).all()):
         raise _check.TinyhallError(f"scores: expected values above 0, got {float(scores.min())}")
+    if images is not None and len(images) != len(scores):
+        raise _check.fail("images", images, f"{len(scores)} of them, one for each score")
     # Three digits after the point of a logarithm, and few bytes. The first slider position counts with the rounded ones.
     logs = [round(float(v), 3) for v in scores.cpu().log10()]
     ranked = sorted(logs)
-    of_bad = sorted((v for v, b in zip(logs, bad.tolist(), strict=True) if b), reverse=True)
-    first = of_bad[max(min(int(-(-remove * len(of_bad) // 1)), len(of_bad)), 1) - 1]
+    of_bad = [v for v, b in zip(logs, bad.tolist(), strict=True) if b]
+    first = Filter.calibrate(torch.tensor(logs, dtype=torch.float64), bad.cpu(), remove).threshold
     data: dict[str, Any] = {
         "scores": logs, "bad": [bool(b) for b in bad], "label": label, "start": ranked.index(first),
         "thumbs": [], "sprite": "", "columns": 1, "cell": 1,
@@ -228,7 +231,8 @@ def threshold(
     if images is not None:
         # Evenly spaced over the ranks, so that the row of pictures is a row of scores.
         order = sorted(range(len(logs)), key=logs.__getitem__)
-        rows = [order[round(i * (len(order) - 1) / max(thumbs - 1, 1))] for i in range(min(thumbs, len(order)))]
+        shown = min(_check.positive_int("thumbs", thumbs), len(order))
+        rows = [order[round(i * (len(order) - 1) / max(shown - 1, 1))] for i in range(shown)]
         data |= {"thumbs": rows, **sprite(images[rows])}
     removed = sum(v >= first for v in of_bad)
     kept = sum(v < first for v, b in zip(logs, bad.tolist(), strict=True) if not b)
@@ -303,12 +307,12 @@ def draw(
         within: standard deviations around a mode that count as in support.
 
     Raises:
-        TinyhallError: a network or a mixture of more dimensions, or no sampler.
+        TinyhallError: a network or a mixture of more dimensions, a mixture of one mode, or no sampler.
     """
     if not isinstance(net, MLP) or net.dim != 1:
         raise _check.fail("net", net, "an MLP of one dimension")
-    if data.dim != 1:
-        raise _check.fail("data", data.name, "a mixture of one dimension")
+    if data.dim != 1 or len(data.means) < 2:
+        raise _check.fail("data", data.name, "a mixture of one dimension and at least two modes")
     if not samplers:
         raise _check.fail("samplers", samplers, "at least one")
     weights = {name: value.detach().cpu().float() for name, value in net.state_dict().items()}

@@ -55,13 +55,50 @@ class Filter:
         return Report(stats.fraction(removed, bad), stats.fraction(kept, good), area)
 
 
+def kept_at(
+    scores: Float[Tensor, " n"], hallucinated: Bool[Tensor, " n"], remove: float = 0.95, repeats: int = 200, seed: int = 0
+) -> Estimate:
+    """The share of the others that a threshold keeps which removes just the share `remove` of these hallucinated samples.
+
+    A threshold set elsewhere removes more or fewer of them, by chance; here what it costs is asked at the same point for every
+    score. The interval is of `repeats` bootstrap draws of both kinds, so that it holds the chance of the threshold, too.
+
+    Raises:
+        TinyhallError: lengths that differ, a share outside (0, 1], or samples of one kind only.
+    """
+    rule = Filter.calibrate(scores, hallucinated, remove)
+    bad, good = scores[hallucinated], scores[~hallucinated]
+    if not len(good):
+        raise _check.TinyhallError("hallucinated: expected some that are not, got none")
+    generator, shares = torch.Generator().manual_seed(seed), []
+    for _ in range(_check.positive_int("repeats", repeats)):
+        b, g = (kind[torch.randint(len(kind), (len(kind),), generator=generator)] for kind in (bad, good))
+        shares.append(float(Filter.calibrate(b, torch.ones_like(b, dtype=torch.bool), remove).keep(g).float().mean()))
+    low, high = torch.tensor(shares).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Estimate(float(rule.keep(good).float().mean()), low, high, len(scores))
+
+
 def keep_k(scores: Float[Tensor, " n"], k: int) -> Int[Tensor, " k"]:
-    """Indices, rising, of the k lowest scores: the paper's filter between generations. Of equal scores the earlier stays."""
+    """Indices, rising, of the k lowest scores: the paper's filter between generations. Of equal scores the earlier stays.
+
+    Raises:
+        TinyhallError: fewer than k scores, or fewer that are finite: which of the others to keep, they do not tell.
+    """
     if not isinstance(scores, torch.Tensor) or scores.ndim != 1:
         raise _check.fail("scores", scores, "a tensor of shape [n]")
     if _check.positive_int("k", k) > len(scores):
         raise _check.fail("k", k, f"at most {len(scores)}, the number of scores")
-    return scores.argsort(stable=True)[:k].sort().values
+    kept = scores.argsort(stable=True)[:k].sort().values
+    if bad := int((~torch.isfinite(scores[kept])).sum()):
+        raise _check.TinyhallError(f"scores: expected {k} finite ones to keep, got {bad} among the lowest that are not")
+    return kept
+
+
+def needed(keep: int, drop: float) -> int:
+    """How many samples leave `keep` when the share `drop` of them goes."""
+    _check.positive_int("keep", keep)
+    _check.number("drop", drop, "a share in [0, 1)", lambda v: 0 <= v < 1)
+    return round(keep / (1 - drop))
 
 
 def split(n: int, generator: torch.Generator, share: float = 0.5) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"]]:

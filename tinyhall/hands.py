@@ -141,9 +141,9 @@ class Hands(CountedHands):
 class HandPhotos(CountedHands):
     """The photographs of 11k Hands (Afifi, "11K Hands", 2019), as their users have them: 11,076 JPEGs and `HandInfo.csv`.
 
-    They are read once, cut to the square in their middle, and kept, made small, in one file. `judge` is that of drawn hands
-    and was never tried on photographs, whose fingers may lie side by side: a first sorting, to be checked with
-    `tinyhall.labels`.
+    They are read once, cut to the square in their middle, and kept, made small, in one file, as long as the same ones are
+    there. `judge` is that of drawn hands and was never tried on photographs, whose fingers may lie side by side: a first
+    sorting, to be checked with `tinyhall.labels`.
 
     Args:
         folder: holds `HandInfo.csv`, and the photographs beside it or under `Hands/`.
@@ -182,6 +182,9 @@ class HandPhotos(CountedHands):
             )
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
+        short = next((line for line, row in enumerate(rows, 2) if None in row.values()), None)
+        if short is not None:
+            raise _check.TinyhallError(f"folder: expected a value for every column, got fewer in line {short} of {table}")
         missing = {"imageName", "aspectOfHand", "accessories"} - set(rows[0] if rows else ())
         if missing:
             raise _check.TinyhallError(f"folder: expected a column {', '.join(sorted(missing))} in {table}, got none")
@@ -204,13 +207,15 @@ class HandPhotos(CountedHands):
     @cached_property
     def _bytes(self) -> tuple[Tensor, int]:
         """The photographs, uint8 `[n, 3, size, size]`, and how many could not be read."""
-        digest = hashlib.sha256("\n".join([str(self.size), *self.names]).encode()).hexdigest()[:12]
+        places = [Path(self.folder), Path(self.folder) / "Hands"]
+        found = [next((p / name for p in places if (p / name).is_file()), None) for name in self.names]
+        # With sizes: a photograph that is added later, or whole at last, makes another file.
+        seen = [f"{name} {path.stat().st_size if path else 'missing'}" for name, path in zip(self.names, found, strict=True)]
+        digest = hashlib.sha256("\n".join([str(self.size), *seen]).encode()).hexdigest()[:12]
         kept = Path(self.cache or self.folder) / f"hands-{self.size}-{digest}.safetensors"
         if kept.is_file():
             tensors, note = read_tensors(kept)
             return tensors["x"], int(note["skipped"])
-        places = [Path(self.folder), Path(self.folder) / "Hands"]
-        found = (next((p / name for p in places if (p / name).is_file()), None) for name in self.names)
         pictures = [_photograph(path, self.size) for path in found if path is not None]
         good = [picture for picture in pictures if picture is not None]
         if not good:

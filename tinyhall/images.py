@@ -78,7 +78,7 @@ class ImageDraw:
     windows: list[tuple[int, int]]
     mean: Tensor  # [n, windows], the trajectory variance
     local: Tensor  # [n, windows], its largest mean over a patch
-    trace_rows: Tensor  # [m], which images have a trace: hallucinated ones, then others
+    trace_rows: Tensor  # [m], which images have a trace: of each part hallucinated ones, then others
     trace_t: Tensor  # [k], falling
     traces: Tensor  # [m, k, channel, size, size], x0_hat
 

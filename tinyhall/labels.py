@@ -31,22 +31,25 @@ def read_labels(path: str | Path) -> dict[int, str]:
     """The labels in a file that `Labeller` wrote: the image's number, and one of `CHOICES`.
 
     Raises:
-        TinyhallError: no such file, other columns, a label or a number that is none, or one image twice.
+        TinyhallError: no such file, no table in UTF-8, other columns, a label or a number that is none, or one image twice.
     """
     path = Path(path)
     if not path.is_file():
         raise _check.TinyhallError(f"path: expected a file of labels, got none at {path}")
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if next(reader, None) != ["image", "label"]:
-            raise _check.TinyhallError(f"path: expected the columns image and label, got others in {path}")
-        found: dict[int, str] = {}
-        for line, row in enumerate(reader, 2):
-            if len(row) != 2 or not row[0].isdecimal() or row[1] not in CHOICES or int(row[0]) in found:
-                raise _check.TinyhallError(
-                    f"path: expected a new image's number and one of {', '.join(CHOICES)}, got {row} in line {line} of {path}"
-                )
-            found[int(row[0])] = row[1]
+        try:
+            head, *rows = list(csv.reader(file)) or [[]]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise _check.TinyhallError(f"path: expected a table in UTF-8, got something else in {path} ({error})") from error
+    if head != ["image", "label"]:
+        raise _check.TinyhallError(f"path: expected the columns image and label, got others in {path}")
+    found: dict[int, str] = {}
+    for line, row in enumerate(rows, 2):
+        if len(row) != 2 or not row[0].isdecimal() or row[1] not in CHOICES or int(row[0]) in found:
+            raise _check.TinyhallError(
+                f"path: expected a new image's number and one of {', '.join(CHOICES)}, got {row} in line {line} of {path}"
+            )
+        found[int(row[0])] = row[1]
     return found
 
 

@@ -101,7 +101,8 @@ class TrajectoryVariance:
         return self._variance().float()
 
     def score(self) -> Float[Tensor, " n"]:
-        """float32 `[n]`, in squared units of x; 0 where a single step was seen.
+        """float32 `[n]`, in squared units of x; 0 where a single step was seen. Beyond 3e38 it is inf, as in a window far from
+        the data, where x0_hat reaches 1e23; `keep_k` refuses to choose among such scores.
 
         Raises:
             TinyhallError: no step fell into the window.

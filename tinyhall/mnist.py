@@ -158,7 +158,8 @@ class MNIST:
         return DigitOracle(self.classifier, MNIST(self.root).images(), border)
 
     def judge(self, x: Float[Tensor, "n 1 size size"]) -> DigitJudgement:
-        """Whether each image is like a digit, by `oracle`, and which one. What is not finite is like none, at distance inf.
+        """Whether each image is like a digit, by `oracle`, and which one, on the processor. What is not finite is like none, at
+        distance inf.
 
         Raises:
             TinyhallError: images of another shape.
@@ -166,6 +167,7 @@ class MNIST:
         _check.floats("x", x, ndim=4, finite=False)
         if x.shape[1:] != self.shape:
             raise _check.fail("x", x, f"shape [n, 1, {self.size}, {self.size}]")
+        x = x.cpu()
         seen = self.classifier.read(x)
         distance = self.oracle.distance(seen.signature)
         # A comparison with NaN is false, so NaN would pass for a digit.
@@ -212,10 +214,10 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def read(self, x: Float[Tensor, "n 1 size size"]) -> Reading:
-        """What it makes of images, in chunks."""
+        """What it makes of images, in chunks, on the device where it is."""
         parts = []
         for part in x.split(2_000):
-            layers = self.layers(part)
+            layers = self.layers(part.to(self.out.weight.device))
             signature = torch.cat([F.normalize(layer) for layer in layers], 1)
             parts.append(Reading(layers[-1], signature, self.out(layers[-1]).argmax(1)))
         return Reading(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -131,13 +132,22 @@ class Tabulated:
     def __init__(self, net: Net, steps: int, low: float = -7.0, high: float = 8.0, points: int = 16_384, device: Any = "cpu"):
         if not low < high:
             raise _check.TinyhallError(f"low, high: expected low < high, got {low} and {high}")
-        _check.positive_int("points", points)
+        if _check.positive_int("points", points) < 2:
+            raise _check.fail("points", points, "a whole number of at least 2")
         self.net, self.low, self.high = net, low, high
         self.per_unit = (points - 1) / (high - low)
         x = torch.linspace(low, high, points, device=device)[:, None]
         with torch.no_grad():
             rows = [net(x, torch.tensor([t], device=device).expand(points))[:, 0].float() for t in range(steps)]
         self.table = torch.stack(rows)  # [steps, points]
+
+    def to(self, device: torch.device | str) -> Tabulated:
+        """The table on another device, and the network with it, where it is a module."""
+        other = copy.copy(self)
+        other.table = self.table.to(device)
+        if isinstance(self.net, nn.Module):
+            self.net.to(device)
+        return other
 
     def __call__(self, x: Float[Tensor, "n 1"], t: Int[Tensor, " n"], label: Tensor | None = None) -> Float[Tensor, "n 1"]:
         """eps at x; every t must be the same, as a sampler asks it."""

@@ -22,7 +22,7 @@ def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     Raises:
         TinyhallError: a value that is not finite, or features of two kinds.
     """
-    x, y = _features(a, b)
+    x, y = _features(a=a, b=b)
     mean = (x.mean(0) - y.mean(0)).square().sum()
     s, t = x.T.cov(), y.T.cov()
     # The trace of (S T)^(1/2) is the sum of roots of the eigenvalues of S^(1/2) T S^(1/2), which is symmetric.
@@ -48,7 +48,7 @@ def coverage(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int = 5)
     Raises:
         TinyhallError: k of at least the size of either set, a value that is not finite, or features of two kinds.
     """
-    x, y = _features(real, fake)
+    x, y = _features(real=real, fake=fake)
     if _check.positive_int("k", k) >= min(len(x), len(y)):
         raise _check.fail("k", k, f"less than {min(len(x), len(y))}, the size of the smaller set")
     reach_x, reach_y = _reach(x, k), _reach(y, k)
@@ -85,12 +85,14 @@ def imbalance(labels: Int[Tensor, " n"], expected: Int[Tensor, " m"], classes: i
     return 0.5 * float((shares[0] - shares[1]).abs().sum())
 
 
-def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    for name, value in (("a", a), ("b", b)):
+def _features(**sets: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets, under the names that the caller knows them by."""
+    for name, value in sets.items():
         if value.ndim != 2 or len(value) < 2:
             raise _check.fail(name, value, "shape [n, d], n >= 2")
         if bad := int((~torch.isfinite(value)).sum()):
             raise _check.TinyhallError(f"{name}: expected finite values, got {bad} that are not")
-    if a.shape[1] != b.shape[1]:
-        raise _check.fail("b", b, f"shape [m, {a.shape[1]}], as many features as a")
-    return a.double().cpu(), b.double().cpu()
+    (first, x), (second, y) = sets.items()
+    if x.shape[1] != y.shape[1]:
+        raise _check.fail(second, y, f"shape [m, {x.shape[1]}], as many features as {first}")
+    return x.double().cpu(), y.double().cpu()

@@ -15,8 +15,9 @@ from . import _check
 from ._typing import Float, Int, Net, Tensor
 from .artifacts import alone, read_json, read_tensors, write_json, write_tensors
 from .cards import stream
-from .device import rank
+from .device import barrier, rank
 from .filtering import keep_k
+from .filtering import needed as needed
 from .metrics import Metric, TrajectoryVariance
 from .sampling import Sampler, Samples, ddpm, sample
 from .schedule import Schedule
@@ -66,13 +67,6 @@ def select(samples: Samples, arm: str, keep: int, drop: float, generator: torch.
     if arm == "random":
         return torch.randperm(of, generator=generator, device=generator.device)[:keep].cpu().sort().values
     return keep_k(next(iter(samples.scores.values()))[:of], keep)
-
-
-def needed(keep: int, drop: float) -> int:
-    """How many samples leave `keep` when the share `drop` of them goes."""
-    _check.positive_int("keep", keep)
-    _check.number("drop", drop, "a share in [0, 1)", lambda v: 0 <= v < 1)
-    return round(keep / (1 - drop))
 
 
 def recurse(
@@ -196,6 +190,7 @@ def _generations(
                     asked_for = {} if asked is None else {"label": asked}
                     write_tensors(place / "samples.safetensors", {"x": drawn.x, **asked_for, **scores})
                     write_json(place / "state.json", state)  # last: a generation without it is not finished
+                barrier()
         indices = select(drawn, arm, keep, drop, stream(seed, f"lot/{number}"))
         yield Generation(number, arm, place, state["metrics"], indices)
         kept = hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -77,9 +78,10 @@ def _times(schedule: Schedule, steps: int | Sequence[int] | None) -> list[int]:
     if steps is None or steps == schedule.steps:
         return list(range(schedule.steps - 1, -1, -1))
     if isinstance(steps, Sequence):
-        if not steps or any(a <= b for a, b in pairwise(steps)) or not 0 <= steps[-1] <= steps[0] < schedule.steps:
+        whole = bool(steps) and all(isinstance(t, Integral) for t in steps)
+        if not whole or any(a <= b for a, b in pairwise(steps)) or not 0 <= steps[-1] <= steps[0] < schedule.steps:
             raise _check.fail("steps", steps, f"falling values of t in 0..{schedule.steps - 1}")
-        return list(steps)
+        return [int(t) for t in steps]
     if _check.positive_int("steps", steps) > schedule.steps:
         raise _check.fail("steps", steps, f"at most {schedule.steps}, the schedule's number of steps")
     last = min(int((schedule.alpha_bar >= 1e-6).sum()), schedule.steps - 1)
@@ -212,7 +214,8 @@ def reverse(
         device: where to run; without one, the network's.
 
     Raises:
-        TinyhallError: at once for bad arguments; in mid-run if the network returns another shape, or a state is not finite.
+        TinyhallError: at once for bad arguments; in mid-run if the network returns another shape; after the last step if a
+            sample is not finite.
     """
     if not isinstance(shape, Sequence) or len(shape) < 2 or any(not isinstance(s, int) or s < 1 for s in shape):
         raise _check.fail("shape", shape, "(n, *shape), each at least 1")
@@ -223,6 +226,7 @@ def reverse(
     if label is not None:
         _check.labels("label", label, shape[0])
     place = _device.pick(device if device is not None else where(net))
+    label = None if label is None else label.to(place)
     noise: Noise = _Stream(generator, place) if isinstance(generator, torch.Generator) else generator
     if x is not None:
         _check.floats("x", x)
@@ -314,7 +318,7 @@ def sample(
 
     Args:
         shape: of one sample; a network with a `dim` or a `shape` attribute needs none.
-        metrics: each sees every step, and scores each sample; see `TrajectoryVariance`.
+        metrics: each sees every step, and scores each sample, under a name of its own; see `TrajectoryVariance`.
         batch_size: samples in flight at a time; by default about 4 MB of them.
         label: int64 `[n]`.
         progress: show a bar.
@@ -332,6 +336,9 @@ def sample(
     place = _device.pick(device if device is not None else where(net))
     for metric in metrics:
         metric.check(schedule)
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise _check.fail("metrics", names, "a different name for each")
     seeds = torch.randint(2**63 - 1, (math.ceil(n / block),), generator=generator, device=generator.device).tolist()
 
     cuts = [(low, min(low + batch, n)) for low in range(0, n, batch)]
@@ -345,7 +352,7 @@ def sample(
         for metric in metrics:
             metric.reset()
         noise = _Blocks(seeds, block, low, high, n, place)
-        part = None if label is None else label[low:high].to(place)
+        part = None if label is None else label[low:high]
         for step in reverse(
             net, schedule, (high - low, *one), sampler=sampler, generator=noise, label=part, guidance=guidance, device=place
         ):

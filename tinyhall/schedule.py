@@ -97,11 +97,20 @@ class Schedule:
 
     def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """table[t] in x's dtype and on its device, shaped to multiply x."""
+        # Python would take -1 for the last step. Elsewhere than on a processor a look at t would stall the device.
+        if t.device.type == "cpu" and len(t):
+            low, high = (int(end) for end in t.aminmax())
+            if low < 0 or high >= self.steps:
+                raise _check.TinyhallError(f"t: expected values in 0..{self.steps - 1}, got {low} to {high}")
         out = table.to(device=x.device, dtype=x.dtype)[t]
         return out.view(-1, *[1] * (x.ndim - 1))
 
     def q_sample(self, x0: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
-        """x_t given x_0 and the noise, all `[n, *shape]` (Ho et al. 2020, eq. 4)."""
+        """x_t given x_0 and the noise, all `[n, *shape]` (Ho et al. 2020, eq. 4).
+
+        Raises:
+            TinyhallError: a t outside 0..T-1, on a processor.
+        """
         a = self._at(self.alpha_bar.sqrt(), t, x0)
         return a * x0 + self._at(self._one_minus_alpha_bar.sqrt(), t, x0) * eps
 

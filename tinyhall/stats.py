@@ -27,11 +27,24 @@ class Estimate(NamedTuple):
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
+def _scipy_stats() -> Any:
+    """Imported when used, so that the package alone needs no scipy."""
+    try:
+        import scipy.stats
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] != "scipy":
+            raise
+        raise ModuleNotFoundError(
+            "tinyhall: intervals and AUROC need scipy: pip install 'tinyhall[stats]'", name="scipy"
+        ) from None
+    return scipy.stats
+
+
 def fraction(k: int, n: int) -> Estimate:
     """k of n, with Wilson's 95% interval (Wilson 1927): usable at k = 0 too."""
     if any(isinstance(v, bool) or not isinstance(v, Integral) for v in (k, n)) or not 0 <= k <= n or n < 1:
         raise _check.TinyhallError(f"k, n: expected 0 <= k <= n and n >= 1, got k={k}, n={n}")
-    from scipy.stats import binomtest
+    binomtest = _scipy_stats().binomtest
 
     interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
     return Estimate(k / n, float(interval.low), float(interval.high), n)
@@ -41,7 +54,7 @@ def mean(values: Sequence[float]) -> Estimate:
     """Mean of independent runs, with Student's 95% interval; of a single run without one (NaN)."""
     if not len(values):
         raise _check.TinyhallError("values: expected at least one, got none")
-    from scipy.stats import t
+    t = _scipy_stats().t
 
     x = torch.tensor(list(values), dtype=torch.float64)
     middle, n = float(x.mean()), len(x)
@@ -59,10 +72,11 @@ def sliced_wasserstein(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], dir
         _check.floats(name, value, ndim=2)
     if x.shape[1] != y.shape[1]:
         raise _check.fail("y", y, f"shape [m, {x.shape[1]}], the dimensions of x")
-    from scipy.stats import wasserstein_distance
+    _check.positive_int("directions", directions)
+    wasserstein_distance = _scipy_stats().wasserstein_distance
 
     if x.shape[1] == 2:
-        angle = torch.arange(_check.positive_int("directions", directions)) * math.pi / directions
+        angle = torch.arange(directions) * math.pi / directions
         lines = torch.stack([angle.cos(), angle.sin()])
     else:
         lines = torch.randn(x.shape[1], directions, generator=torch.Generator().manual_seed(0))
@@ -85,28 +99,28 @@ def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"], strata: Int
         strata = torch.zeros(len(scores), dtype=torch.int64)
     elif not isinstance(strata, Tensor) or strata.dtype.is_floating_point or strata.shape != scores.shape:
         raise _check.fail("strata", strata, f"shape {tuple(scores.shape)}")
-    pairs, value, variance, positives = 0, 0.0, 0.0, 0
+    scores, positive, strata = scores.cpu(), positive.cpu(), strata.cpu()
+    pairs, value, variance, positives, negatives = 0, 0.0, 0.0, 0, 0
     for stratum in strata.unique():
         rows = strata == stratum
         part = _auroc(scores[rows], positive[rows])
         m, n = int(positive[rows].sum()), int((~positive[rows]).sum())
         if part is None:
             continue
-        pairs, positives = pairs + m * n, positives + m
+        pairs, positives, negatives = pairs + m * n, positives + m, negatives + n
         value += m * n * part[0]
         variance += (m * n) ** 2 * part[1]
     if not pairs:
-        m, n = int(positive.sum()), int((~positive).sum())
-        raise _check.TinyhallError(f"positive: expected both classes, got {m} positive and {n} negative")
+        raise _one_class(positive)
     value, se = value / pairs, math.sqrt(variance) / pairs
-    # On a separation without overlap DeLong's variance is 0; the rule of three then bounds what the positives can say.
-    least = 3 / positives if se == 0 else 0.0
-    return Estimate(value, max(value - 1.96 * se - least, 0.0), min(value + 1.96 * se, 1.0), len(scores))
+    # On a separation without overlap DeLong's variance is 0; the rule of three then bounds what the smaller class can say.
+    half = 1.96 * se if se else 3 / min(positives, negatives)
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0), len(scores))
 
 
 def _auroc(scores: Tensor, positive: Tensor) -> tuple[float, float] | None:
     """The area and its variance, for a lone member of a class the largest possible; None without a pair."""
-    from scipy.stats import rankdata
+    rankdata = _scipy_stats().rankdata
 
     a, b = scores[positive].double().numpy(), scores[~positive].double().numpy()
     m, n = len(a), len(b)
@@ -121,14 +135,26 @@ def _auroc(scores: Tensor, positive: Tensor) -> tuple[float, float] | None:
 
 
 def roc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-    """For every threshold, falling: the share of negatives and the share of positives at or above it, float64."""
+    """For every threshold, falling: the share of negatives and the share of positives at or above it, float64.
+
+    Raises:
+        TinyhallError: lengths differ, a score is NaN, or one of the two classes is empty.
+    """
     _labelled(scores, positive)
+    scores, positive = scores.cpu(), positive.cpu()
+    if not bool(positive.any()) or bool(positive.all()):
+        raise _one_class(positive)
     order = scores.argsort(descending=True, stable=True)
     ranked, hit = scores[order], positive[order].double()
     last = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])])  # one point per distinct score
     tp, fp = hit.cumsum(0)[last], (1 - hit).cumsum(0)[last]
     zero = torch.zeros(1, dtype=torch.float64)
     return torch.cat([zero, fp / fp[-1]]), torch.cat([zero, tp / tp[-1]])
+
+
+def _one_class(positive: Tensor) -> _check.TinyhallError:
+    m, n = int(positive.sum()), int((~positive).sum())
+    return _check.TinyhallError(f"positive: expected both classes, got {m} positive and {n} negative")
 
 
 def _labelled(scores: Any, positive: Any) -> None:

@@ -25,6 +25,8 @@ from ._typing import Float, Int, Tensor
 from .artifacts import alone, read_tensors, write_tensors
 from .schedule import Schedule
 
+_LATER = ("schedule betas", "net layout")  # settings that checkpoints have not always had: one without them loads
+
 
 @dataclass(frozen=True)
 class TrainStep:
@@ -80,6 +82,7 @@ class Run:
                 raise ValueError(f"step {step}, {seconds} seconds")
         except (KeyError, ValueError, RecursionError) as error:
             raise _check.TinyhallError(f"checkpoint: expected a training checkpoint, got another file at {path}") from error
+        settings = {key: self.settings[key] for key in _LATER if key in self.settings} | settings
         for key in sorted(self.settings.keys() | settings.keys()):
             if self.settings.get(key) != settings.get(key):
                 raise _check.TinyhallError(
@@ -145,22 +148,40 @@ def start(
     _check.number("label_dropout", label_dropout, "a share in [0, 1]", lambda v: 0 <= v <= 1)
     if ema is not None:
         _check.number("ema", ema, "None or a number in (0, 1)", lambda v: 0 < v < 1)
-    settings = {
-        "batch_size": batch_size,
-        "lr": lr,
-        "ema": ema,
-        "schedule": schedule.name,
-        "data": fingerprint(data),
-        "net": f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters",
-        "note": note,
-    }
-    if label is not None:
-        _check.labels("label", label, len(data))
-        settings |= {"label": fingerprint(label), "label_dropout": label_dropout}
+    settings = _settings(net, data, schedule, batch_size, lr, label, label_dropout, ema) | {"note": note}
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
     average = None if ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
     order = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     return Run(net, optimizer, generator, order, settings, ema=average)
+
+
+def _settings(
+    net: nn.Module, data: Tensor, schedule: Schedule, batch_size: int, lr: float, label: Tensor | None, label_dropout: float,
+    ema: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a run must agree on to go on as it began."""
+    settings = {
+        "batch_size": min(batch_size, len(data)),
+        "lr": lr,
+        "ema": ema,
+        "schedule": schedule.name,
+        "schedule betas": fingerprint(schedule.betas.float()),  # rounded: on another processor their last bits may be others
+        "data": fingerprint(data),
+        "net": f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters",
+        "net layout": _layout(net),
+    }
+    if label is not None:
+        _check.labels("label", label, len(data))
+        settings |= {"label": fingerprint(label), "label_dropout": label_dropout}
+    return settings
+
+
+def _layout(net: nn.Module) -> str:
+    """A hash of what decides a network's function beside its weights: their names and shapes, and how they are used."""
+    shapes = [(name, tuple(value.shape)) for name, value in net.state_dict().items()]
+    used = [getattr(net, name, None) for name in ("blocks", "shared", "stem", "prediction")]
+    velocity = getattr(net, "alpha_bar", None) is not None
+    return f"sha256:{hashlib.sha256(repr((shapes, used, velocity)).encode()).hexdigest()[:16]}"
 
 
 def fingerprint(data: Tensor) -> str:
@@ -199,7 +220,7 @@ def train(
         bf16: autocast to bfloat16; worth it where `tinyhall.device.gains_bf16` says so.
         microbatch: rows sent through the network at a time, their gradients added up; by default 2,500 for points on a
             processor, where that keeps activations in cache, otherwise the whole batch.
-        run: a run to continue; without one, a new one.
+        run: a run to continue, with its own generator, begun with the same network, data and settings; without one, a new one.
 
     Raises:
         TinyhallError: bad arguments. A loss that is not finite is the caller's to judge; `fit` stops at it.
@@ -212,22 +233,26 @@ def train(
         raise _check.TinyhallError(f"generator: expected one on {device}, the network's device, got {generator.device}")
     if label is not None:
         _check.labels("label", label, len(data))
-    run = run or start(
-        net,
-        data,
-        schedule,
-        batch_size=batch_size,
-        lr=lr,
-        generator=generator,
-        label=label,
-        label_dropout=label_dropout,
-        ema=ema,
-    )
+    if run is None:
+        run = start(
+            net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, label=label, label_dropout=label_dropout,
+            ema=ema,
+        )  # fmt: skip
+    else:
+        _same(run, net, _settings(net, data, schedule, batch_size, lr, label, label_dropout, ema))
     if microbatch is None:
         microbatch = _device.ROWS_IN_CACHE if device.type == "cpu" and data.ndim == 2 else batch_size
     _check.positive_int("microbatch", microbatch)
     label = None if label is None else label.to(device)
     return _steps(run, data.to(device), label, schedule, steps, batch_size, label_dropout, ema, bf16, microbatch)
+
+
+def _same(run: Run, net: nn.Module, settings: dict[str, Any]) -> None:
+    if run.net is not net:
+        raise _check.fail("net", type(net).__name__, "the run's own network")
+    for key in sorted(settings.keys() | run.settings.keys() - {"note"}):
+        if run.settings.get(key) != settings.get(key):
+            raise _check.fail(key, settings.get(key), f"{run.settings.get(key)!r}, with which the run began")
 
 
 def _steps(
@@ -336,7 +361,8 @@ def fit(
         bf16: None lets the device decide. A run that is resumed goes on as it began.
         compile: `torch.compile` the network; pays from some thousand steps on, and needs a C++ compiler.
         checkpoint: a file; written every `every` steps, at the end, and on SIGINT.
-        every: steps between checkpoints; also between entries of `Run.losses`, each a mean over that many steps.
+        every: steps between checkpoints; also between entries of `Run.losses`, each a mean over that many steps, or
+            over those since the run was resumed.
         note: what the checkpoint must agree on beside data, network and settings.
         Others: as in `train`.
 
@@ -367,6 +393,7 @@ def fit(
             label_dropout=label_dropout, ema=ema, bf16=run.bf16, microbatch=microbatch, run=run,
         )  # fmt: skip
         _drive(run, steps_left, steps, path, every, progress)
+        _device.barrier()  # the checkpoint is there for all processes
     if run.ema is not None:
         net.load_state_dict(run.ema)
     net.eval()

@@ -29,6 +29,30 @@ def test_networks_side_by_side_train_as_each_would_alone() -> None:
         torch.testing.assert_close(together(), [step() for step in alone], rtol=1e-3, atol=1e-4)
 
 
+def test_both_ways_multiply_in_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, speed.Spec]] = []
+
+    def rounds(specs: dict[str, speed.Spec], count: int, *_: object) -> dict[str, list[float]]:
+        asked.append(specs)
+        return {name: [1.0] * count for name in specs}
+
+    monkeypatch.setattr(speed, "rounds", rounds)
+    monkeypatch.setenv("TINYHALL_PRECISION", "bfloat16")  # as on a processor that gains by it
+    rows = speed.measure_own(5, 1, quick=True)
+    trained = [(specs["base"][3:], specs["training step"][5:]) for specs in asked if "training step" in specs]
+    assert trained == [((), ()), ((True,), (True,))]  # in float32, and in bfloat16
+    assert [r["products"] for r in rows if r["what"] == "training step"] == ["float32", "bfloat16"]
+    assert all(True not in spec[3:] for specs in asked for spec in specs.values() if spec[0] == "one by one")
+    halves = []
+    for bf16 in (False, True):
+        step = speed.plain_train(
+            MLP(2, generator=speed.generator()), (2,), 64, speed.plain_scheduler(), speed.generator(), bf16
+        )
+        halves.append([step() for _ in range(3)])
+    assert halves[0] != halves[1]
+    torch.testing.assert_close(halves[0], halves[1], rtol=0.05, atol=0.01)
+
+
 def test_the_plain_loop_samples_and_scores_the_same() -> None:
     schedule, metric, k = Schedule.linear(steps=speed.STEPS), TrajectoryVariance(speed.WINDOW), speed.WINDOW[1]
     net = GaussianMixture.grid().denoiser(schedule)  # exact, so that states stay of the size of data

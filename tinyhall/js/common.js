@@ -11,7 +11,7 @@ function make(tag, attributes = {}, parent = null, text = "") {
   return node;
 }
 
-// A panel with axes: `at(x, y)` gives the place of a value, which is kept inside.
+// A panel with axes: `across` and `up` give the place of a value, which is kept inside, and `line` a curve that takes points.
 function panel(box, { title, width, height, x, y, xlabel, ylabel }) {
   const left = ylabel ? 34 : 8, bottom = 30, top = 8;
   const svg = make("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "th-plot" }, box);
@@ -77,6 +77,7 @@ function player(parent, input, update, rest, el) {
   const start = () => {
     if (input.value === input.max) input.value = input.min;
     button.textContent = "Pause";
+    clearInterval(timer);  // whoever starts it again: one timer, which Pause stops
     timer = setInterval(() => {
       input.value = Number(input.value) + 1;
       update();

@@ -27,8 +27,9 @@ function render({ model, el }) {
   const { start, stop } = player(bar, at, update, 110, el);
   update();
   // It moves by itself once it is seen, unless the reader has asked for stillness; it ends, and the button stops it.
+  let seen = null;
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
-    const seen = new IntersectionObserver((entries) => {
+    seen = new IntersectionObserver((entries) => {
       if (entries.some((entry) => entry.isIntersecting)) {
         seen.disconnect();
         start();
@@ -36,7 +37,10 @@ function render({ model, el }) {
     }, { threshold: 0.5 });
     seen.observe(box);
   }
-  return stop;
+  return () => {
+    stop();
+    if (seen) seen.disconnect();
+  };
 }
 
 export default { render };

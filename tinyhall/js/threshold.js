@@ -1,5 +1,5 @@
 // A threshold on a score, moved by hand: what it removes, what it keeps, and what goes.
-// data: { scores, bad, names, label, start, thumbs, sprite, columns, cell } as `tinyhall.explore.threshold` writes it.
+// data: { scores, bad, label, start, thumbs, sprite, columns, cell } as `tinyhall.explore.threshold` writes it.
 
 const percent = (k, n) => (n ? `${((100 * k) / n).toFixed(1)}%` : "-");
 
