@@ -64,7 +64,7 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(SHARED) -m "not slow and not gpu and not bench and not pages"
 	@test -n "$(CHAPTERS)" || { echo "make: expected chapters book/[0-9]*.ipynb, found none" >&2; exit 1; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(CHAPTERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) --nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 $(CHAPTERS)
 
 notebooks: $(STAMP)
 	$(BIN)/python book/store.py $(or $(only),$(CHAPTERS))

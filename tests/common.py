@@ -29,7 +29,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run_python(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], env=environment(**extra), cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], env=environment(**extra), cwd=ROOT, capture_output=True, text=True, timeout=1800
     )
 
 

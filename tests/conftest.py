@@ -75,5 +75,13 @@ def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        real = browser.new_page
+
+        def new_page(**options: Any) -> Any:
+            page = real(**options)
+            page.set_default_timeout(300_000)  # a guard against hanging; a busy machine takes a minute for a page
+            return page
+
+        browser.new_page = new_page  # type: ignore[method-assign]
         yield browser
         browser.close()

@@ -172,8 +172,14 @@ def test_a_ride_that_does_not_fit(change: dict[str, Any], parts: tuple[str, ...]
 
 
 @contextmanager
-def shown(browser: Any, figure: explore.Explorer, folder: Path, width: int, **options: Any) -> Iterator[Any]:
-    """The figure on a page of its own. Nothing may be complained of, requested in vain, or wider than the page."""
+def shown(
+    browser: Any, figure: explore.Explorer, folder: Path, width: int, still: bool = False, before: str = "", **options: Any
+) -> Iterator[Any]:
+    """The figure on a page of its own. Nothing may be complained of, requested in vain, or wider than the page.
+
+    Where `still`, its clock runs only as the test says, so that no machine is too slow for it; `before` is a script that runs
+    ahead of the page's own.
+    """
     place = folder / "page.html"
     place.write_text(f"<!doctype html><html lang='en'><title>x</title><body>{figure.html}</body></html>")
     page = browser.new_page(viewport={"width": width, "height": 900}, **options)
@@ -181,6 +187,11 @@ def shown(browser: Any, figure: explore.Explorer, folder: Path, width: int, **op
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("requestfailed", lambda request: said.append(request.url))
+    if still:
+        page.clock.install(time=0)
+        page.clock.pause_at(1000)
+    if before:
+        page.add_init_script(before)
     page.goto(place.as_uri())
     yield page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -232,7 +243,7 @@ def test_a_ride_by_keyboard_and_mouse(browser: Any, tmp_path: Path, width: int) 
         x, x0 = data["x"][sample][k], data["x0"][sample][k]
         return f"t = {data['t'][k]}; sample {sample + 1} of 6, which ends {end}: x = {x:.2f}, predicted x0 = {x0:.2f}"
 
-    with shown(browser, figure, tmp_path, width) as page:
+    with shown(browser, figure, tmp_path, width, still=True) as page:
         told = page.locator("output")
         assert told.inner_text() == expected(0, 1)  # the first hallucination is picked
         page.get_by_role("slider").focus()
@@ -244,11 +255,13 @@ def test_a_ride_by_keyboard_and_mouse(browser: Any, tmp_path: Path, width: int) 
         assert told.inner_text() == expected(1, 4)
         page.get_by_role("button", name="Play").click()
         page.get_by_role("button", name="Pause").wait_for()
+        page.clock.run_for(10_000)
         page.get_by_role("button", name="Play").wait_for()  # it stops by itself at the end
         assert told.inner_text() == expected(K - 1, 4)
         page.get_by_role("button", name="Play").click()  # and begins again
+        page.clock.run_for(200)
         page.get_by_role("button", name="Pause").click()
-        assert page.get_by_role("slider").input_value() != str(K - 1)
+        assert page.get_by_role("slider").input_value() not in ("0", str(K - 1))
 
 
 @pytest.mark.browser
@@ -353,14 +366,18 @@ def test_drawing_in_the_page(browser: Any, tmp_path: Path, width: int) -> None:
 @pytest.mark.browser
 def test_drawing_can_be_stopped(browser: Any, tmp_path: Path) -> None:
     figure = explore.draw(MLP(dim=1), QUICK, {"DDPM": ddpm()}, LINE)
-    with shown(browser, figure, tmp_path, 1000) as page:
+    # Between its parts the drawing lets the page breathe, and goes on when the test says so.
+    held = "window.setTimeout = (f) => { window.held = f; return 0; }"
+    with shown(browser, figure, tmp_path, 1000, before=held) as page:
         page.get_by_label("samples").press("End")
-        page.get_by_role("button", name="Draw").click()  # some ten seconds, if nobody stopped it
+        page.get_by_role("button", name="Draw").click()
         page.get_by_role("button", name="Stop").click()
+        page.evaluate("held()")
         page.get_by_role("button", name="Draw").wait_for()
         assert page.locator("output").inner_text() == "1000 samples from seed 0, DDPM: press Draw."
         page.get_by_role("button", name="Draw").click()  # a choice that changes meanwhile stops it too
         page.get_by_label("seed").press("ArrowRight")
+        page.evaluate("held()")
         page.get_by_role("button", name="Draw").wait_for()
         assert "seed 1" in page.locator("output").inner_text()
 
@@ -481,27 +498,43 @@ def tale() -> dict[str, Any]:
 @pytest.mark.parametrize("width", [390, 1000])
 def test_a_story_is_told_and_can_be_stopped(browser: Any, tmp_path: Path, width: int) -> None:
     figure = explore.story(**tale())
-    with shown(browser, figure, tmp_path, width) as page:
-        page.get_by_role("button", name="Pause").click()  # it has begun by itself
+    with shown(browser, figure, tmp_path, width, still=True) as page:
+        page.get_by_role("button", name="Pause").wait_for()  # it has begun by itself
+        first = page.locator("output").inner_text()
+        page.clock.run_for(400)
+        page.get_by_role("button", name="Pause").click()
         stopped = page.locator("output").inner_text()
-        page.wait_for_timeout(400)
+        assert stopped != first
+        page.clock.run_for(1000)
         assert page.locator("output").inner_text() == stopped
 
 
 @pytest.mark.browser
 def test_a_story_that_the_reader_has_started_is_not_told_twice(browser: Any, tmp_path: Path) -> None:
     figure = SimpleNamespace(html=f"<div style='height: 3000px'></div>{explore.story(**tale()).html}")
-    with shown(browser, figure, tmp_path, 1000) as page:  # type: ignore[arg-type]
+    seen = """
+        const Real = IntersectionObserver;
+        window.IntersectionObserver = class extends Real {
+          constructor(f, options) {
+            super((entries, self) => {
+              f(entries, self);
+              if (entries.some((entry) => entry.isIntersecting)) document.body.dataset.seen = "yes";
+            }, options);
+          }
+        };
+    """
+    with shown(browser, figure, tmp_path, 1000, still=True, before=seen) as page:  # type: ignore[arg-type]
         button, told = page.locator("button"), page.locator("output")
-        page.wait_for_function("() => document.querySelector('button')")
+        button.wait_for(state="attached")
         button.dispatch_event("click")  # where it is not seen yet
         assert button.inner_text() == "Pause"
         button.scroll_into_view_if_needed()
-        page.wait_for_timeout(300)  # now it is, and starts by itself
+        page.locator("body[data-seen]").wait_for()  # now it is, and starts by itself
+        page.clock.run_for(200)
         button.click()
         assert button.inner_text() == "Play"
         stopped = told.inner_text()
-        page.wait_for_timeout(400)
+        page.clock.run_for(1000)
         assert told.inner_text() == stopped
 
 
@@ -526,8 +559,8 @@ def test_a_story_that_is_taken_away_does_not_begin(browser: Any, tmp_path: Path)
 def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) -> None:
     figure = explore.story(**tale())
     scenes = figure.data["scenes"]
-    with shown(browser, figure, tmp_path, 1000, reduced_motion="reduce") as page:
-        page.wait_for_timeout(400)
+    with shown(browser, figure, tmp_path, 1000, still=True, reduced_motion="reduce") as page:
+        page.clock.run_for(1000)
         told, slider, said = page.locator("output"), page.get_by_role("slider"), page.locator(".th-caption")
         assert told.inner_text() == f"1 of 5, picture 1 of {len(scenes)}"
         for frame in (1, scenes.index(1), scenes.index(2), scenes.index(3), len(scenes) - 1):

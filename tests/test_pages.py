@@ -120,6 +120,9 @@ def test_a_page_needs_nothing_else(
         said, sent = cut_off(page, at), []
         page.on("response", lambda r: sent.append(r))
         page.goto(f"{at}/{page_name}", wait_until="networkidle")
+        page.wait_for_load_state("load")  # an idle network does not say that the page's own scripts have run
+        if page.locator("article .math").count():
+            page.wait_for_function("() => window.MathJax?.startup?.promise")
         assert page.locator("html").get_attribute("data-theme") == scheme
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 

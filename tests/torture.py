@@ -76,10 +76,15 @@ class Count:
             self.lost.append(f"{of}: {outcome}")
 
 
+def _written(path: Path) -> tuple[int, bool]:
+    """When; of two files of one moment the state, which is written last."""
+    return path.stat().st_mtime_ns, path.name == "state.json"
+
+
 # --- children
 
 
-def fork(work: Callable[[], object], seconds: int = 60) -> tuple[int, int]:
+def fork(work: Callable[[], object], seconds: int = 600) -> tuple[int, int]:
     """Starts `work` in a child, which hangs if it takes longer than that; `join` tells how it ended."""
     read, write = os.pipe()
     pid = os.fork()
@@ -640,7 +645,7 @@ def forbidden() -> Count:
                     place.mkdir()
                 else:
                     shutil.copytree(top / name, place)
-                last = max((p for p in place.rglob("*.*") if p.is_file()), key=lambda p: p.stat().st_mtime, default=None)
+                last = max((p for p in place.rglob("*.*") if p.is_file()), key=_written, default=None)
                 if what == "folder, old run" and last is not None:
                     last.unlink()  # so that there is something left to write
                 changed = [p for p in (place, *place.rglob("*")) if p.is_dir()]

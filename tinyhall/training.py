@@ -384,7 +384,8 @@ def fit(
         if path is not None and path.exists():
             run.load(path)
         if compile:
-            net.compile()
+            # On a GPU a small U-Net's step is mostly launches, which CUDA graphs save (9.6 to 5.1 ms); points gain nothing.
+            net.compile(mode="reduce-overhead" if device.type == "cuda" and data.ndim > 2 else None)
         # A run goes on as it began, on whatever machine: other products would end in other bits.
         if run.bf16 is None:
             run.bf16 = _device.gains_bf16(device, images=data.ndim > 2) if bf16 is None else bf16
