@@ -55,17 +55,21 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes left what they trained and drew."""
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "script.py").write_text(SHARED)
-    # What `accelerate launch` starts on GPUs; on processors it would start a single process, or want MPI.
+def by_two(script: str, folder: Path) -> None:
+    """Runs it in two processes, as `accelerate launch` does on GPUs; on processors that would start one, or want MPI."""
+    (folder / "script.py").write_text(script)
     done = run_python(
         "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "script.py"), str(folder),
         ACCELERATE_USE_CPU="true",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left what they trained and drew."""
+    folder = tmp_path_factory.mktemp("shared")
+    by_two(SHARED, folder)
     return folder
 
 
@@ -139,12 +143,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_reproduce_cards(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(REPRODUCED)
-    done = run_python(
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py"), str(tmp_path),
-        ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    by_two(REPRODUCED, tmp_path)
     first, second = (json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert [len(history) for history in first["recursion"]["arms"].values()] == [2, 2, 2]

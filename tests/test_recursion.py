@@ -20,8 +20,9 @@ from tinyhall._check import TinyhallError
 from tinyhall.artifacts import read_json, read_tensors, write_json, write_tensors
 from tinyhall.datasets import GaussianMixture
 from tinyhall.density import exact_std
+from tinyhall.filtering import needed
 from tinyhall.metrics import TrajectoryVariance
-from tinyhall.recursion import ARMS, Generation, needed, recurse, select
+from tinyhall.recursion import ARMS, Generation, recurse, select
 from tinyhall.sampling import Samples, ddim, ddpm
 from tinyhall.schedule import Schedule
 from tinyhall.training import fingerprint

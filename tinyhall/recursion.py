@@ -16,8 +16,7 @@ from ._typing import Float, Int, Net, Tensor
 from .artifacts import alone, read_json, read_tensors, write_json, write_tensors
 from .cards import stream
 from .device import barrier, rank
-from .filtering import keep_k
-from .filtering import needed as needed
+from .filtering import keep_k, needed
 from .metrics import Metric, TrajectoryVariance
 from .sampling import Sampler, Samples, ddpm, sample
 from .schedule import Schedule

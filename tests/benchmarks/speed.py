@@ -659,12 +659,23 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _gpu_table(result: dict[str, Any]) -> str:
+    """Of steps that were timed on a GPU by hand: this program does not run there yet."""
+    gpu = result["gpu"]
+    ways = list(gpu["rows"][0]["ms"])
+    lines = [f"Measured on {gpu['device']}, torch {gpu['torch']}.", "", f"| milliseconds a step | {' | '.join(ways)} |"]
+    lines.append("|---|" + "--:|" * len(ways))
+    lines += [f"| {r['what']} | " + " | ".join(f"{r['ms'][way]:.1f}" for way in ways) + " |" for r in gpu["rows"]]
+    return "\n".join(lines)
+
+
 def write_page() -> None:
     result, page = json.loads(JSON.read_text()), PAGE.read_text()
     for mark, table in (
         ("<!-- speed.py writes from here -->", _table),
         ("<!-- and from here -->", _own_table),
         ("<!-- and precision from here -->", _precision_table),
+        ("<!-- and of a GPU from here -->", _gpu_table),
     ):
         before, _, rest = page.partition(mark)
         _, end, after = rest.partition("<!-- to here -->")
