@@ -355,6 +355,7 @@ CARDS: dict[str, Card] = {
         _shapes("shapes-n2000", n=2_000),
         _shapes("shapes-n20000", n=20_000),
         HandsCard("hands", window=(0, 100)),
+        HandsCard("hands-n500", n=500, window=(0, 100)),  # the same steps
         HandPhotosCard("hand-photos", window=(0, 100)),
         ShapesRecursionCard("shapes-recursion", n=5_000, draw=5_556, samples=0, window=(0, 20)),  # chapter 3 chose it
         DigitsCard("mnist"),
