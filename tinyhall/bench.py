@@ -440,7 +440,7 @@ def run(
         "device": describe_device(place), "revision": revision(), "torch": torch.__version__,
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
-    write_json(_file(root, scale, seed, name), result)
+    _device.once(write_json, _file(root, scale, seed, name), result)
     return result
 
 

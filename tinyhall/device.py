@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +98,13 @@ def barrier() -> None:
     state = world()
     if state is not None:
         state.wait_for_everyone()
+
+
+def once(write: Callable[..., None], path: Path, *content: Any) -> None:
+    """Has one of the processes write a file; when this returns, it is there for all of them."""
+    if rank() == 0:
+        write(path, *content)
+    barrier()
 
 
 def sum_over_processes(tensors: list[Tensor]) -> None:

@@ -250,7 +250,7 @@ def reproduce(
     net, history = train_card(card, seed, runs=runs, device=device, progress=progress)
     assert isinstance(net, MLP)
     out = folder(root, card, seed)
-    _once(write_tensors, out / "model.safetensors", dict(net.state_dict()), {"card": card.hash})
+    _device.once(write_tensors, out / "model.safetensors", dict(net.state_dict()), {"card": card.hash})
     mixture, schedule = card.data(), card.schedule()
     # The table costs as much as 16,000 samples: too much for a smoke run, nothing beside millions.
     tabulate = mixture.dim == 1 and card.samples >= 100_000
@@ -264,21 +264,16 @@ def reproduce(
         metrics[name] = draw.report()
         # No figure of a line needs the samples without noise, and they would be a fifth of all artifacts.
         if mixture.dim > 1 or name in ("large", "small"):
-            _once(write_tensors, out / f"samples-{name}.safetensors", draw.tensors(), {"card": card.hash, "sampler": name})
+            _device.once(
+                write_tensors, out / f"samples-{name}.safetensors", draw.tensors(), {"card": card.hash, "sampler": name}
+            )
     if isinstance(fast, Tabulated):
         fast = fast.to("cpu")  # the law is worked out in double precision there
         for name in {"large", "small"} & set(samplers):
             exact = law(fast, schedule, sampler=SAMPLERS[name])
             metrics[name]["integral"] = {f"{w:g}": exact.outside(mixture.means[:, 0], w * mixture.std) for w in WIDTHS}
-    _once(write_json, out / "metrics.json", metrics)
+    _device.once(write_json, out / "metrics.json", metrics)
     return _finish(card, seed, root, place, history | {"sample_seconds": round(time.perf_counter() - began, 1)})
-
-
-def _once(write: Callable[..., None], path: Path, *content: Any) -> None:
-    """Has one of the processes that share the work write a file; when this returns, it is there for all of them."""
-    if _device.rank() == 0:
-        write(path, *content)
-    _device.barrier()
 
 
 def _reproduce_images(
@@ -310,13 +305,13 @@ def _reproduce_images(
                 net, schedule, max(card.samples // 8, 1), sampler=ddpm("small", card.respace),
                 generator=cards.stream(seed, f"stage/{stage}"), progress=progress,
             )  # fmt: skip
-            _once(write_json, kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})
+            _device.once(write_json, kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})
         metrics["by_step"].append(read_json(kept))
     metrics["losses"] = run.losses
     began = time.perf_counter()
     net.eval()
     weights = {k: v.half() for k, v in net.state_dict().items()}
-    _once(write_tensors, out / "model.safetensors", weights, {"card": card.hash})
+    _device.once(write_tensors, out / "model.safetensors", weights, {"card": card.hash})
     load_weights(net, out / "model.safetensors")  # what is drawn is drawn by the weights that are kept
     for name in samplers:
         count = card.samples if name == "small" else max(card.samples // 8, 1)
@@ -327,8 +322,8 @@ def _reproduce_images(
             x = drawn.x[:keep].to(place)
             error = denoising_error(net, schedule, x, DENOISED, generator=cards.stream(seed, "denoising"))
             tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
-        _once(write_tensors, out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
-    _once(write_json, out / "metrics.json", metrics)
+        _device.once(write_tensors, out / f"samples-{name}.safetensors", tensors, {"card": card.hash, "sampler": name})
+    _device.once(write_json, out / "metrics.json", metrics)
     spent = _spent(run.seconds, bool(run.bf16))
     return _finish(card, seed, root, place, spent | {"sample_seconds": round(time.perf_counter() - began, 1)})
 
@@ -342,7 +337,7 @@ def _finish(card: Card, seed: int, root: str | Path, place: torch.device, spent:
         "revision": revision(),
         "torch": torch.__version__,
     } | spent
-    _once(write_json, folder(root, card, seed) / "card.json", info)  # last: an artifact without it is not one
+    _device.once(write_json, folder(root, card, seed) / "card.json", info)  # last: an artifact without it is not one
     return load(card.name, card.scale, seed, root)
 
 
@@ -405,9 +400,9 @@ def _reproduce_recursion(
         # The model of the real data, for a chapter to draw from; its checkpoint is there, so nothing is trained again.
         first = learn(real, 1, folder(runs, card, seed) / "1" / "checkpoint.safetensors", label)
         weights = {k: v.half() for k, v in first.state_dict().items()}
-        _once(write_tensors, out / "model.safetensors", weights, {"card": card.hash})
-    _once(write_tensors, out / "samples-arms.safetensors", kept, {"card": card.hash})
-    _once(write_json, out / "metrics.json", metrics)
+        _device.once(write_tensors, out / "model.safetensors", weights, {"card": card.hash})
+    _device.once(write_tensors, out / "samples-arms.safetensors", kept, {"card": card.hash})
+    _device.once(write_json, out / "metrics.json", metrics)
     # Of all its trainings, also those of calls that were broken off; this call's own time may be that of reading them.
     checkpoints = folder(runs, card, seed).glob("**/checkpoint.safetensors")
     notes = [read_tensors(path)[1] for path in checkpoints]
