@@ -533,18 +533,6 @@ def _spread(r: dict[str, float] | None) -> tuple[str, str]:
     return ("", "") if r is None else (f"{r['median']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}")
 
 
-def _products(r: dict[str, Any], gains_bf16: bool, own: bool) -> str:
-    """The precision in which a row's ways multiply. Rows from before it was written down: where the processor gains by it, our
-    training steps of points were in bfloat16, and so the single networks beside eight as one; all else was in float32."""
-    if "products" in r:
-        return r["products"]
-    if not gains_bf16:
-        return "float32"
-    if r["what"] == "training step" and "float32" not in r.get("how", ""):
-        return "bfloat16, float32" if own else "bfloat16"
-    return "float32, bfloat16" if "side by side" in r["what"] else "float32"
-
-
 OWN_HEAD = (
     f"| {'':24} | {'size':>15} | {'products':>17} | {'ms':>8} | {'ratio':>6} | {'quartiles':>12} | {'/ floor':>7} |",
     f"|{'-' * 26}|{'-' * 16}:|{'-' * 18}:|{'-' * 9}:|{'-' * 7}:|{'-' * 13}:|{'-' * 8}:|",
@@ -562,7 +550,7 @@ def _own_row(r: dict[str, Any]) -> str:
 def _own_table(result: dict[str, Any]) -> str:
     machine = result["own"]["machine"]
     lines = [_measured_on(machine)]
-    told = [r | {"products": _products(r, machine["gains_bf16"], own=True)} for r in result["own"]["rows"]]
+    told = result["own"]["rows"]
     for threads in sorted({r["threads"] for r in told}):
         rows = [r for r in told if r["threads"] == threads]
         loads, pairs = [r["load"] for r in rows], [r["ratio"]["pairs"] for r in rows if r["ratio"]]
@@ -616,7 +604,7 @@ def _table(result: dict[str, Any]) -> str:
         "| | points | our products | threads | paper / ours | quartiles | pairs | ours / floor | paper / floor |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    rows = [r | {"products": _products(r, result["machine"]["gains_bf16"], own=False)} for r in result["rows"]]
+    rows = result["rows"]
     for r in rows:
         median, quartiles = _spread(r["paper_over_ours"])
         lines.append(
