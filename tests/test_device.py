@@ -208,6 +208,15 @@ def test_refuses_what_is_not_here(name: str) -> None:
     one_line(caught.value, "device", "cpu, cuda, cuda:0, mps", repr(name))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_writes_and_all_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(device, "rank", lambda: rank)
+    monkeypatch.setattr(device, "barrier", lambda: told.append("waited"))
+    device.once(lambda path, word: told.append(f"{path.name} {word}"), tmp_path / "a", "b")
+    assert told == (["a b", "waited"] if rank == 0 else ["waited"])
+
+
 def test_bf16_is_asked_of_the_device() -> None:
     assert isinstance(device.gains_bf16(torch.device("cpu")), bool)
     assert device.gains_bf16(torch.device("meta")) is False

@@ -548,11 +548,9 @@ def _own_row(r: dict[str, Any]) -> str:
 
 
 def _own_table(result: dict[str, Any]) -> str:
-    machine = result["own"]["machine"]
-    lines = [_measured_on(machine)]
-    told = result["own"]["rows"]
-    for threads in sorted({r["threads"] for r in told}):
-        rows = [r for r in told if r["threads"] == threads]
+    lines = [_measured_on(result["own"]["machine"])]
+    for threads in sorted({r["threads"] for r in result["own"]["rows"]}):
+        rows = [r for r in result["own"]["rows"] if r["threads"] == threads]
         loads, pairs = [r["load"] for r in rows], [r["ratio"]["pairs"] for r in rows if r["ratio"]]
         lines += [
             "",
@@ -604,8 +602,7 @@ def _table(result: dict[str, Any]) -> str:
         "| | points | our products | threads | paper / ours | quartiles | pairs | ours / floor | paper / floor |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    rows = result["rows"]
-    for r in rows:
+    for r in result["rows"]:
         median, quartiles = _spread(r["paper_over_ours"])
         lines.append(
             f"| {r['what']}, {r['dim']}D, {r['how'].removesuffix(', float32')} | {r['n']:,} | {r['products']} | {r['threads']} "
@@ -621,7 +618,7 @@ def _table(result: dict[str, Any]) -> str:
         hows = ("eager", "compiled", "eager, float32", "metric on")
         found = [
             r["paper_over_ours"]["median"]
-            for r in rows
+            for r in result["rows"]
             if r["what"] == what and r["paper_over_ours"] and r["products"] == products and r["how"] in hows
         ]
         if found:
