@@ -298,7 +298,7 @@ class DigitsCard(Generations, ImageCard):
         small: dict[str, Any] = {"widths": (32, 64), "blocks": 1, "stem": 2, "batch_size": 32, "lr": 2e-3, "ema": 0.999}
         by_scale: dict[str, dict[str, Any]] = {
             "smoke": {"n": 60, "steps": 10, "generations": 2, "respace": 10, "widths": (8, 8)},
-            "laptop": {"n": 3_000, "steps": 3_000, "respace": 25, "generations": 4},
+            "laptop": {"n": 3_000, "steps": 3_000, "respace": 25},
         }
         smaller = small | by_scale[scale]
         return smaller | {"draw": self._drawn(smaller["n"])}
