@@ -232,7 +232,21 @@ def test_what_the_bench_refuses(small: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "bench-smoke" / "seed0" / "square.json", {"hash": "of another"})
     with pytest.raises(TinyhallError) as caught:
         bench.results("smoke", root=tmp_path)
-    one_line(caught.value, "square", "of another", cards.get("grid", "smoke").hash)
+    one_line(caught.value, "square", "of another", cards.get("grid", "smoke").training_hash)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "stands"),
+    [
+        ("grid", "samples", 7, True), ("grid", "steps", 7, False), ("grid", "timesteps", 7, False),
+        ("shapes", "samples", 7, True), ("shapes", "respace", 7, False), ("shapes", "lr", 7.0, False),
+        ("mnist", "generations", 7, True), ("mnist", "respace", 7, False), ("mnist", "guidance", 7.0, False),
+    ],
+)  # fmt: skip
+def test_a_result_outlives_what_its_model_does_not_rest_on(name: str, field: str, value: float, stands: bool) -> None:
+    card = cards.get(name, "laptop")
+    other = dataclasses.replace(card, **{field: value})
+    assert (bench._stands_by(other) == bench._stands_by(card)) == stands
 
 
 def test_a_model_without_a_good_sample_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from . import _check, cards, stats
 from . import device as _device
 from ._typing import Bool, Float, Net, Tensor
 from .artifacts import read_json, write_json
-from .cards import Dataset, DigitsCard, ImageCard
+from .cards import Card, Dataset, DigitsCard, ImageCard
 from .datasets import MNIST, GaussianMixture
 from .experiments import Artifact, describe_device, load, revision
 from .filtering import Filter
@@ -434,7 +434,7 @@ def run(
 
     cures = {} if what.noiseless else model.cures(best["intrinsic dimension"], seed)
     result = {
-        "card": model.card.name, "hash": model.card.hash, "scale": scale, "seed": seed, "n": [tune, measure],
+        "card": model.card.name, "hash": _stands_by(model.card), "scale": scale, "seed": seed, "n": [tune, measure],
         "before": figures(held.x, held.bad, calls), "real": real,
         "detectors": {key: detected(key) for key in best}, "cures": {key: cured(by) for key, by in cures.items()},
         "device": describe_device(place), "revision": revision(), "torch": torch.__version__,
@@ -448,6 +448,11 @@ def _choose(tried: dict[str, dict[str, Any]], before: float) -> str:
     """The setting with the fewest hallucinated of those that keep 95% of the coverage; where none does, that of the largest."""
     keeps = [s for s in tried if tried[s]["coverage"] >= 0.95 * before]
     return min(keeps, key=lambda s: tried[s]["fraction"][0]) if keeps else max(tried, key=lambda s: tried[s]["coverage"])
+
+
+def _stands_by(card: Card) -> str:
+    """What a result rests on: weights and the sampler's steps, and not how many samples or generations an artifact has."""
+    return card.training_hash + (f"-{card.respace}" if isinstance(card, ImageCard) else "")
 
 
 def _file(root: str | Path, scale: str, seed: int, task: str) -> Path:
@@ -467,7 +472,7 @@ def results(scale: str = "paper", seed: int = 0, root: str | Path = "artifacts")
             f"`python -m tinyhall bench --scale {scale} --seed {seed} --root {root}`"
         )
     for name, result in found.items():
-        hash_ = cards.get(TASKS[name].card, scale).hash
+        hash_ = _stands_by(cards.get(TASKS[name].card, scale))
         if result.get("hash") != hash_:
             raise _check.TinyhallError(f"bench: expected a result of card {hash_} for {name}, got one of {result.get('hash')}")
     return found

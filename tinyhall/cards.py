@@ -273,8 +273,8 @@ class DigitsCard(Generations, ImageCard):
     """Generations of class-conditional models of MNIST, with classifier-free guidance: the paper's last experiment.
 
     At "paper" what the paper says (T = 500, 50 epochs at 1e-4, 65,000 drawn and 60,000 kept), and a network and a guidance of
-    ours, on which it is silent: 16 trainings, for a GPU. The laptop's keeps the ratio and has fewer digits, a smaller network,
-    a twentieth of the sampler's steps and three generations after the first: 10 models, about 8 minutes each on one core.
+    ours, on which it is silent: 16 trainings, for a GPU. The laptop's keeps the ratio and has fewer digits, a smaller network
+    and a twentieth of the sampler's steps: about 8 minutes a model on one core.
     """
 
     classes: ClassVar[int | None] = 10
