@@ -319,7 +319,8 @@ def sample(
     Args:
         shape: of one sample; a network with a `dim` or a `shape` attribute needs none.
         metrics: each sees every step, and scores each sample, under a name of its own; see `TrajectoryVariance`.
-        batch_size: samples in flight at a time; by default about 4 MB of them.
+        batch_size: samples in flight at a time; by default about 4 MB of them, or 1 MB of images on a processor, from whose
+            caches the states of more would fall out.
         label: int64 `[n]`.
         progress: show a bar.
 
@@ -329,11 +330,12 @@ def sample(
     n = _check.positive_int("n", n)
     one = _sample_shape(net, shape)
     numbers = math.prod(one)
+    place = _device.pick(device if device is not None else where(net))
     block = max(1, 65_536 // numbers)
-    batch = max(block, 2**20 // numbers) if batch_size is None else _check.positive_int("batch_size", batch_size)
+    usual = 2**18 if place.type == "cpu" and len(one) > 1 else 2**20
+    batch = max(block, usual // numbers) if batch_size is None else _check.positive_int("batch_size", batch_size)
     if label is not None:
         _check.labels("label", label, n)
-    place = _device.pick(device if device is not None else where(net))
     for metric in metrics:
         metric.check(schedule)
     names = [metric.name for metric in metrics]
