@@ -2,12 +2,14 @@
 
     python tests/benchmarks/speed.py --only own      one table; needs nothing but the test environment
     python tests/benchmarks/speed.py --paper PATH    that, the memory of scoring, and the paper's code
+    python tests/benchmarks/speed.py --only gpu      steps on a GPU; with --paper PATH, those of the paper's code, too
 
 PATH is the folder `gaussian_experiments` of a clone of github.com/locuslab/diffusion-model-hallucination. What is compared runs
 in turn, A B C A B C, every second round backwards, and a ratio is taken within each round: a machine that is slow for a minute
 is slow for all of them. Each has a process of its own, because what one leaves in the allocator changes another's time by up to
 a factor of two. One thread is timed by the processor's clock, to which other programs do not count, more threads by the wall's.
 A loop by hand multiplies in the precision of ours, or the ratio would be one of precisions. The paper's code has float32 alone.
+On a GPU many steps are timed together, from the first launch to the end of the last.
 The results go to book/artifacts/speed.json, and `--page` writes them into book/speed.md.
 """
 
@@ -50,24 +52,32 @@ from tinyhall.training import train  # noqa: E402
 JSON, PAGE = ROOT / "book/artifacts/speed.json", ROOT / "book/speed.md"
 WIDTH, BLOCKS, BATCH, STEPS = 128, 3, 10_000, 1000
 SMALL, IMAGES, SEEDS = 1000, 16, 8  # a small batch of points, one of images, and networks trained side by side
+IN_A_ROW = 50  # steps on a GPU between two readings of the clock, which would stall it
 WINDOW = (0, 10)
+DEVICE = torch.device("cpu")  # of this process's works
 Work = Callable[[], object]
 Spec = tuple[Any, ...]  # names a work: its maker and the arguments
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def randn(*shape: int, g: torch.Generator | None = None) -> torch.Tensor:
+    return torch.randn(shape, generator=g or generator(), device=DEVICE)
 
 
 def network(kind: int | str) -> tuple[Any, tuple[int, ...]]:
     """The MLP over so many dimensions, or else the U-Net of the laptop's shapes; with the shape of one sample."""
     if isinstance(kind, int):
-        return MLP(kind), (kind,)
-    net = UNet(size=32, widths=(32, 64, 64), blocks=1)
+        return MLP(kind).to(DEVICE), (kind,)
+    net = UNet(size=32, widths=(32, 64, 64), blocks=1).to(DEVICE)
     return net, net.shape
 
 
-def _serve(pipe: Connection, spec: Spec, paper: Path | None, threads: int) -> None:
+def _serve(pipe: Connection, spec: Spec, paper: Path | None, threads: int, device: torch.device) -> None:
+    global DEVICE
+    DEVICE = device
     torch.set_num_threads(threads)
     kind, *rest = spec
     if kind.startswith("paper"):
@@ -75,27 +85,38 @@ def _serve(pipe: Connection, spec: Spec, paper: Path | None, threads: int) -> No
         work = getattr(Paper(paper), kind.removeprefix("paper."))(*rest)
     else:
         work = WORKS[kind](*rest)
-    clock = time.process_time if threads == 1 else time.perf_counter
+    on_gpu = device.type == "cuda"
+    clock = time.process_time if threads == 1 and not on_gpu else time.perf_counter
+    times = IN_A_ROW if on_gpu else 1
+
+    def seconds() -> float:
+        began = clock()
+        for _ in range(times):
+            work()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return (clock() - began) / times
+
     began = clock()
     for _ in range(3):
-        work()
+        seconds()
         if clock() - began > 1:
             break  # warm
     pipe.send(0.0)
     while pipe.recv():
-        began = clock()
-        work()
-        pipe.send(clock() - began)
+        pipe.send(seconds())
 
 
-def rounds(specs: dict[str, Spec], count: int, paper: Path | None, threads: int) -> dict[str, list[float]]:
+def rounds(
+    specs: dict[str, Spec], count: int, paper: Path | None, threads: int, device: torch.device = DEVICE
+) -> dict[str, list[float]]:
     """Seconds of each work in each round."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
     for name, spec in specs.items():
         pipes[name], far = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(far, spec, paper, threads), daemon=True))
+        processes.append(context.Process(target=_serve, args=(far, spec, paper, threads, device), daemon=True))
         processes[-1].start()
         far.close()
     for pipe in pipes.values():
@@ -141,21 +162,21 @@ class Paper:
         self._trainer = importlib.import_module("ddpm_torch.toy.toy_utils").Trainer
 
     def net(self, dim: int) -> torch.nn.Module:
-        return self._decoder(dim, WIDTH, BLOCKS)
+        return self._decoder(dim, WIDTH, BLOCKS).to(DEVICE)
 
     def train_step(self, dim: int) -> Work:
         net = self.net(dim)
-        x = torch.randn(BATCH, dim, generator=generator())
+        x = randn(BATCH, dim)
         trainer = self._trainer(
-            net, torch.optim.Adam(net.parameters(), 1e-3), self.diffusion, 1, None, shape=(dim,),
+            net, torch.optim.Adam(net.parameters(), 1e-3), self.diffusion, 1, None, shape=(dim,), device=DEVICE,
             args=types.SimpleNamespace(log_results=False),
         )  # fmt: skip
         return lambda: trainer.step(x)
 
     def reverse_step(self, n: int, dim: int) -> Work:
         """What `p_sample_save_all` does at every step, and it is what the paper scores with."""
-        net, t = self.net(dim), torch.empty(n, dtype=torch.int64)
-        x = torch.randn(n, dim, generator=generator())
+        net, t = self.net(dim), torch.empty(n, dtype=torch.int64, device=DEVICE)
+        x = randn(n, dim)
         kept: list[torch.Tensor] = []
 
         @torch.inference_mode()
@@ -209,19 +230,21 @@ def agreement(paper: Paper, dim: int) -> dict[str, float]:
 # --- ours
 
 
-def our_train_step(kind: int | str, compiled: bool, n: int = BATCH, seed: int = 0, bf16: bool = False) -> Work:
+def our_train_step(
+    kind: int | str, compiled: bool, n: int = BATCH, seed: int = 0, bf16: bool = False, mode: str | None = None
+) -> Work:
     (net, shape), g = network(kind), generator(seed)
     if compiled:
-        net.compile()
-    data = torch.randn(10 * n, *shape, generator=g)
+        net.compile(mode=mode)
+    data = randn(10 * n, *shape, g=g)
     steps = train(net, data, Schedule.linear(steps=STEPS), steps=10**9, batch_size=n, lr=1e-3, generator=g, bf16=bf16)
-    return lambda: next(steps).loss.item()
+    return lambda: next(steps).loss
 
 
 def our_reverse_step(n: int, kind: int | str, metric: bool, table: int = 0) -> Work:
     net, shape = network(kind)
     if table:
-        net = Tabulated(net, STEPS, points=table)
+        net = Tabulated(net, STEPS, points=table, device=DEVICE)
     schedule, watch = Schedule.linear(steps=STEPS), TrajectoryVariance((0, STEPS))
 
     def forever() -> Iterator[None]:
@@ -239,10 +262,10 @@ def our_reverse_step(n: int, kind: int | str, metric: bool, table: int = 0) -> W
 
 def our_whole(steps: int, n: int, times: int) -> Work:
     """Trains for `steps` steps, then samples and scores n points in `times` reverse steps; 0 leaves that part out."""
-    data, schedule = torch.randn(10 * SMALL, 2, generator=generator()), Schedule.linear(steps=times)
+    data, schedule = randn(10 * SMALL, 2), Schedule.linear(steps=times)
 
     def work() -> torch.Tensor | None:
-        net, g, metric = MLP(2), generator(), TrajectoryVariance(WINDOW)
+        (net, _), g, metric = network(2), generator(), TrajectoryVariance(WINDOW)
         if steps:
             for step in train(net, data, schedule, steps=steps, batch_size=SMALL, lr=1e-3, generator=g):
                 step.loss.item()
@@ -261,17 +284,17 @@ class Mappable(MLP):
 
 def side_by_side(seeds: int, n: int) -> Work:
     """One training step of as many networks as one batched network, which gives a GPU fewer and larger products."""
-    nets = [Mappable(2, generator=generator(seed)) for seed in range(seeds)]
+    nets = [Mappable(2, generator=torch.Generator().manual_seed(seed)).to(DEVICE) for seed in range(seeds)]
     weights, _ = torch.func.stack_module_state(nets)
     optimizer = torch.optim.Adam(list(weights.values()), lr=1e-3, fused=True)  # element by element, so as good as one each
     generators = [generator(seed) for seed in range(seeds)]
-    data = [torch.randn(10 * n, 2, generator=g) for g in generators]
+    data = [randn(10 * n, 2, g=g) for g in generators]
     schedule = Schedule.linear(steps=STEPS)
 
     def loss(w: dict[str, torch.Tensor], x: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(torch.func.functional_call(nets[0], w, (x, t)), eps)
 
-    def step() -> list[float]:
+    def step() -> torch.Tensor:
         drawn = [draw(points, n, STEPS, g) for points, g in zip(data, generators, strict=True)]
         states = torch.stack([schedule.q_sample(x0, t, eps) for x0, t, eps in drawn])  # [seeds, n, 2]
         t, eps = (torch.stack([batch[i] for batch in drawn]) for i in (1, 2))
@@ -279,7 +302,7 @@ def side_by_side(seeds: int, n: int) -> Work:
         optimizer.zero_grad()
         losses.sum().backward()  # no network's loss depends on another's weights
         optimizer.step()
-        return losses.tolist()
+        return losses.detach()
 
     return step
 
@@ -294,8 +317,8 @@ def one_by_one(seeds: int, n: int) -> Work:
 
 def draw(data: torch.Tensor, n: int, steps: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A batch: x0, t and eps."""
-    x0 = data[torch.randint(len(data), (n,), generator=g)]
-    return x0, torch.randint(steps, (n,), generator=g), torch.randn(x0.shape, generator=g)
+    x0 = data[torch.randint(len(data), (n,), generator=g, device=DEVICE)]
+    return x0, torch.randint(steps, (n,), generator=g, device=DEVICE), randn(*x0.shape, g=g)
 
 
 def plain_scheduler(steps: int = STEPS) -> Any:
@@ -309,7 +332,7 @@ def plain_scheduler(steps: int = STEPS) -> Any:
 
 
 def plain_train(net: Any, shape: tuple[int, ...], n: int, scheduler: Any, g: torch.Generator, bf16: bool = False) -> Work:
-    optimizer, data = torch.optim.Adam(net.parameters(), lr=1e-3), torch.randn(10 * n, *shape, generator=g)
+    optimizer, data = torch.optim.Adam(net.parameters(), lr=1e-3), randn(10 * n, *shape, g=g)
 
     def step() -> float:
         x0, t, eps = draw(data, n, len(scheduler.betas), g)
@@ -328,12 +351,12 @@ def plain_reverse(
     net: Any, shape: tuple[int, ...], n: int, scheduler: Any, g: torch.Generator, window: int = STEPS
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yields, at every step, the state and what the variance over t < window needs: the sums of x0_hat and of its square."""
-    x = torch.randn(n, *shape, generator=g)
-    total, squares = (torch.zeros(n, *shape, dtype=torch.float64) for _ in range(2))
+    x = randn(n, *shape, g=g)
+    total, squares = (torch.zeros(n, *shape, dtype=torch.float64, device=DEVICE) for _ in range(2))
     for t in reversed(range(len(scheduler.betas))):
         with torch.no_grad():
             # Expanded, as in `reverse`: the network sees that every t is the same, and spares itself as much work.
-            out = scheduler.step(net(x, torch.tensor([t]).expand(n)), t, x, generator=g)
+            out = scheduler.step(net(x, torch.tensor([t], device=DEVICE).expand(n)), t, x, generator=g)
         x = out.prev_sample
         if t < window:
             x0_hat = out.pred_original_sample.double()
@@ -369,11 +392,11 @@ def plain_whole(steps: int, n: int, times: int) -> Work:
 # --- the arithmetic that no rewrite avoids: the trunk's products, two per block; backward twice as many
 
 
-def floor(n: int, backward: bool) -> tuple[Work, float, float]:
-    """Bare products in slices that fit the caches; their floating-point operations; the bytes of their operands."""
-    rows = min(n, _device.ROWS_IN_CACHE)
-    x, out, gradient = torch.randn(rows, WIDTH), torch.empty(rows, WIDTH), torch.randn(rows, WIDTH)
-    w, dw = torch.randn(WIDTH, WIDTH), torch.empty(WIDTH, WIDTH)
+def floor(n: int, backward: bool, bf16: bool = False) -> tuple[Work, float, float]:
+    """Bare products, on a processor in slices that fit the caches; their floating-point operations; their operands' bytes."""
+    rows, dtype = min(n, _device.ROWS_IN_CACHE) if DEVICE.type == "cpu" else n, torch.bfloat16 if bf16 else torch.float32
+    x, gradient, w = (randn(size, WIDTH).to(dtype) for size in (rows, rows, WIDTH))
+    out, dw = torch.empty_like(x), torch.empty_like(w)
     products = 2 * BLOCKS
 
     def work() -> None:
@@ -485,6 +508,42 @@ def measure(paper: Path, count: int, threads: int, quick: bool) -> list[dict[str
     ours = {"metric on": ("reverse", n, 1, True), "metric on, tabulated": ("reverse", n, 1, True, 2048 if quick else 16_384)}
     compare("reverse step", 1, n, ours, ("paper.reverse_step", n, 1), max(count // 3, 5))
     return rows
+
+
+def measure_gpu(paper: Path | None, count: int, device: torch.device) -> dict[str, Any]:
+    """Milliseconds a step on a GPU, each way in turn."""
+    bf16 = _device.gains_bf16(device)
+    rows: list[dict[str, Any]] = []
+
+    def compare(what: str, ways: dict[str, Spec]) -> None:
+        seconds = rounds(ways, count, paper, 2, device)
+        rows.append({"what": what, "ms": {way: 1000 * statistics.median(values) for way, values in seconds.items()}})
+        print(json.dumps(rows[-1]), flush=True)
+
+    def trained(kind: int | str, n: int) -> dict[str, Spec]:
+        graphs = ("train", kind, True, n, 0, bf16, "reduce-overhead")
+        return {
+            "eager": ("train", kind, False, n, 0, bf16), "compiled": ("train", kind, True, n, 0, bf16),
+            "compiled, CUDA graphs": graphs,
+        }  # fmt: skip
+
+    for dim in (1, 2):
+        ways = trained(dim, BATCH) | {"bare products": ("floor", BATCH, True, bf16)}
+        if paper:
+            ways["the paper's code"] = ("paper.train_step", dim)
+        compare(f"training step, {dim}D, {BATCH:,} points", ways)
+    compare(f"training step, U-Net, {2 * IMAGES} images of 32 x 32", trained("U-Net", 2 * IMAGES))
+    for n in (BATCH, 10 * BATCH):
+        ways = {"eager": ("reverse", n, 2, True), "bare products": ("floor", n, False)}
+        if paper:
+            ways["the paper's code"] = ("paper.reverse_step", n, 2)
+        compare(f"reverse step, 2D, scored, {n:,} points", ways)
+    for n in (SMALL, BATCH):
+        ways = {"eager": ("one by one", SEEDS, n), "side by side": ("side by side", SEEDS, n)}
+        compare(f"training step of {SEEDS} networks, {n:,} points each", ways)
+    trains = "bfloat16" if bf16 else "float32"
+    named = {"device": experiments.describe_device(device), "torch": torch.__version__}
+    return named | {"training": trains, "rounds": count, "rows": rows}
 
 
 def machine() -> dict[str, Any]:
@@ -645,12 +704,14 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _gpu_table(result: dict[str, Any]) -> str:
-    """Of steps that were timed on a GPU by hand: this program does not run there yet."""
     gpu = result["gpu"]
-    ways = list(gpu["rows"][0]["ms"])
+    ways = list(dict.fromkeys(way for r in gpu["rows"] for way in r["ms"]))
     lines = [f"Measured on {gpu['device']}, torch {gpu['torch']}.", "", f"| milliseconds a step | {' | '.join(ways)} |"]
     lines.append("|---|" + "--:|" * len(ways))
-    lines += [f"| {r['what']} | " + " | ".join(f"{r['ms'][way]:.1f}" for way in ways) + " |" for r in gpu["rows"]]
+    lines += [
+        f"| {r['what']} | " + " | ".join(f"{r['ms'][way]:.2f}" if way in r["ms"] else "" for way in ways) + " |"
+        for r in gpu["rows"]
+    ]
     return "\n".join(lines)
 
 
@@ -675,7 +736,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parts = "renew one part of the JSON: rows are the paper's; precision trains six models, most of an hour"
-    parser.add_argument("--only", choices=("own", "rows", "memory", "precision"), help=parts)
+    parser.add_argument("--only", choices=("own", "rows", "memory", "precision", "gpu"), help=parts)
     parser.add_argument("--page", action="store_true", help="only write the JSON's numbers into the page")
     args = parser.parse_args()
     if args.page:
@@ -697,6 +758,8 @@ def main() -> None:
         result["machine"] = machine()
         result["agreement"] = [agreement(Paper(args.paper), dim) for dim in (1, 2)]
         result["rows"] = renewed(result["rows"], lambda k: measure(args.paper, count, k, args.quick))
+    if args.only == "gpu":
+        result["gpu"] = measure_gpu(args.paper, count, _device.pick("cuda"))
     if args.only == "precision":
         result["precision"] = precision(1 if args.quick else 3, "smoke" if args.quick else "laptop")
     if args.only in (None, "memory") and sys.platform.startswith("linux"):

@@ -26,7 +26,7 @@ def test_networks_side_by_side_train_as_each_would_alone() -> None:
         for s in range(3)
     ]
     for _ in range(20):
-        torch.testing.assert_close(together(), [step() for step in alone], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(together(), torch.tensor([step() for step in alone]), rtol=1e-3, atol=1e-4)
 
 
 def test_both_ways_multiply_in_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +51,35 @@ def test_both_ways_multiply_in_one_precision(monkeypatch: pytest.MonkeyPatch) ->
         halves.append([step() for _ in range(3)])
     assert halves[0] != halves[1]
     torch.testing.assert_close(halves[0], halves[1], rtol=0.05, atol=0.01)
+
+
+def test_what_a_gpu_is_timed_with_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "BATCH", 40)
+    monkeypatch.setattr(speed, "SMALL", 10)
+    asked: list[speed.Spec] = []
+
+    def rounds(specs: dict[str, speed.Spec], count: int, *_: object) -> dict[str, list[float]]:
+        asked.extend(specs.values())
+        return {way: [0.001 * (i + 1)] * count for i, way in enumerate(specs)}
+
+    monkeypatch.setattr(speed, "rounds", rounds)
+    told = speed.measure_gpu(Path("of the paper"), 5, torch.device("cpu"))
+    page = speed._gpu_table({"gpu": told}).splitlines()
+    head, *rows = (line.strip("|").split("|") for line in page if line.startswith("| "))
+    assert len({len(row) for row in (head, *rows)}) == 1 and len(rows) == len(told["rows"]) == 7
+    assert [" 1.00 ", " 2.00 "] == rows[0][1:3] and "the paper's code" in page[2]
+    for kind, *rest in asked:
+        if kind.startswith("paper."):
+            assert callable(getattr(speed.Paper, kind.removeprefix("paper.")))
+        elif kind != "train" or not rest[1]:  # compiling takes longer than all else here
+            speed.WORKS[kind](*rest)()
+
+
+@pytest.mark.gpu
+def test_works_run_where_they_are_told() -> None:
+    specs: dict[str, speed.Spec] = {"train": ("train", 2, False, 100), "floor": ("floor", 100, True, True)}
+    for values in speed.rounds(specs, 2, None, 2, torch.device("cuda")).values():
+        assert len(values) == 2 and min(values) > 0
 
 
 def test_the_plain_loop_samples_and_scores_the_same() -> None:
