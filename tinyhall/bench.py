@@ -400,7 +400,7 @@ def run(
 
     some, more = (model.data.sample(min(_COMPARED, measure), cards.stream(seed, f"bench/{k}")) for k in ("some", "more"))
     real = quality(model, more, some)
-    passes = 1 if model.guidance is None else 2  # of the network at each step
+    passes = 1 if model.guidance in (None, 0, 1) else 2  # of the network at each step
     calls = len(visited) * passes
 
     def figures(x: Tensor, bad: Tensor, calls: float) -> dict[str, Any]:

@@ -210,7 +210,8 @@ def reverse(
         x: a start of one's own, float32 `[n, *shape]`, instead of N(0, I).
         label: int64 `[n]`, for a class-conditional network.
         guidance: w of classifier-free guidance, eps(none) + w (eps(label) - eps(none)) (Ho and Salimans 2022, in the form where
-            w = 1 is the conditional model and w = 0 the unconditional one). None calls the network once, with the label.
+            w = 1 is the conditional model and w = 0 the unconditional one). Both call the network once a step, others twice;
+            None is 1.
         device: where to run; without one, the network's.
 
     Raises:
@@ -267,9 +268,9 @@ def _walk(
 
 def predict(net: Net, x: Tensor, t: Tensor, label: Tensor | None, guidance: float | None) -> Tensor:
     """eps at x `[n, *shape]` and t `[n]` under a label and classifier-free guidance, as `reverse` takes them."""
-    if label is None:
+    if label is None or guidance == 0:
         return net(x, t)
-    if guidance is None:
+    if guidance is None or guidance == 1:
         return net(x, t, label)
     without = net(x, t)
     return without + guidance * (net(x, t, label) - without)
