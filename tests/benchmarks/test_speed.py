@@ -76,6 +76,7 @@ def test_what_a_gpu_is_timed_with_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="`make bench` runs on any machine")
 def test_works_run_where_they_are_told() -> None:
     specs: dict[str, speed.Spec] = {"train": ("train", 2, False, 100), "floor": ("floor", 100, True, True)}
     for values in speed.rounds(specs, 2, None, 2, torch.device("cuda")).values():
