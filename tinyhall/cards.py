@@ -301,10 +301,21 @@ class DigitsCard(Generations, ImageCard):
             "laptop": {"n": 3_000, "steps": 3_000, "respace": 25},
         }
         smaller = small | by_scale[scale]
-        return smaller | {"draw": self._drawn(smaller["n"])}
+        return smaller | {"draw": self.draw * smaller["n"] // self.n}
 
     def data(self) -> MNIST:
         return MNIST(size=self.size)
+
+
+@dataclass(frozen=True)
+class CuredDigitsCard(DigitsCard):
+    """The same generations, of which one thing is changed: the sampler's variance, the guidance, or what stands beside samples
+    in what a generation learns from (see `recurse`). They draw as many, so that they share the first generation's luck."""
+
+    arms: tuple[tuple[str, float], ...] = (("none", 0.0),)
+    variance: str = "small"
+    real: float = 0.0
+    accumulate: bool = False
 
 
 def _digest(fields: dict[str, Any]) -> str:
@@ -359,6 +370,10 @@ CARDS: dict[str, Card] = {
         HandPhotosCard("hand-photos", window=(0, 100)),
         ShapesRecursionCard("shapes-recursion", n=5_000, draw=5_556, samples=0, window=(0, 20)),  # chapter 3 chose it
         DigitsCard("mnist"),
+        CuredDigitsCard("mnist-wide", variance="large", arms=(("none", 0.0), ("variance", 5_000 / 65_000))),
+        CuredDigitsCard("mnist-unguided", guidance=1.0),
+        CuredDigitsCard("mnist-real50", real=0.5),
+        CuredDigitsCard("mnist-accumulated", accumulate=True),
         _recursion("recursion"),
         # How much must the filter drop? The 10% arm needs more samples than the paper draws.
         _recursion("recursion-sweep", arms=(("variance", 0.01), ("variance", 0.05), ("variance", 0.1)), draw=111_111),

@@ -19,7 +19,7 @@ from . import _check, cards, stats
 from . import device as _device
 from ._typing import Net, Tensor
 from .artifacts import load_weights, read_json, read_tensors, write_json, write_tensors
-from .cards import Card, Dataset, DigitsCard, GaussianCard, Generations, ImageCard
+from .cards import Card, CuredDigitsCard, Dataset, DigitsCard, GaussianCard, Generations, ImageCard
 from .datasets import INTERPOLATED, MNIST, GaussianMixture, Judgement, SimpleShapes
 from .density import law
 from .filtering import Filter
@@ -373,6 +373,9 @@ def _reproduce_recursion(
         both = 2 <= int(bad.sum()) <= len(bad) - 2
         return describe(drawn) | {"auroc": stats.auroc(score, bad) if both else None}
 
+    cure: dict[str, Any] = {}
+    if isinstance(card, CuredDigitsCard):
+        cure, sampler = {"real": card.real, "accumulate": card.accumulate}, ddpm(card.variance, card.respace)
     metric = _Oracle(data) if card.score == "oracle" else TrajectoryVariance(card.window)
     began = time.perf_counter()
     metrics: dict[str, Any] = {**floor, "arms": {}}
@@ -383,7 +386,7 @@ def _reproduce_recursion(
         for made in recurse(
             real, learn, schedule, folder=folder(runs, card, seed), arm=arm, drop=drop, draw=card.draw,
             generations=card.generations, metric=metric, sampler=sampler, label=label, guidance=guidance,
-            evaluate=evaluate, seed=seed, note=f"card {card.training_hash}", progress=progress,
+            evaluate=evaluate, seed=seed, note=f"card {card.training_hash}", progress=progress, **cure,
         ):  # fmt: skip
             drawn = made.samples()
             x = drawn.x
