@@ -14,6 +14,7 @@ from common import ROOT, one_line, run_python, same_bits, seeded
 from tinyhall import cards, experiments, images
 from tinyhall._check import TinyhallError
 from tinyhall.artifacts import read_json, read_tensors
+from tinyhall.cards import stream
 from tinyhall.datasets import MNIST, SimpleShapes
 from tinyhall.images import quantised
 from tinyhall.metrics import TrajectoryVariance
@@ -21,6 +22,7 @@ from tinyhall.mnist import DigitOracle
 from tinyhall.nets import UNet
 from tinyhall.sampling import Samples, ddim, ddpm, reverse, sample
 from tinyhall.schedule import Schedule
+from tinyhall.training import fingerprint
 
 SCHEDULE = Schedule.linear(1e-4, 0.3, 60)
 
@@ -244,17 +246,18 @@ def test_generations_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     artifact = experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
     told = experiments.histories("mnist", "smoke", tmp_path / "a")
     assert list(told) == ["none", "random-0.077", "variance-0.077"]
-    for name in ("hallucinated", "fid", "precision", "recall", "coverage", "agreement", "imbalance"):
+    for name in ("hallucinated", "fid", "precision", "recall", "coverage", "agreement", "imbalance", "width"):
         assert told["variance-0.077"][name].shape == (1, 2)
         assert bool(torch.isfinite(told["variance-0.077"][name]).all())
     assert artifact.metrics["floor"]["fid"] < told["none"]["fid"].min()
+    assert 0.8 < artifact.metrics["floor"]["width"] < 1.2  # real digits over real digits
     shown = artifact.samples("arms")
     assert shown["random-0.077.2"].shape[1:] == (1, 28, 28)
     assert shown["label"].shape == (60,)
     # What the filter liked least, worst first; and the model of the real data can be drawn from.
     drawn, _ = read_tensors(next((tmp_path / "r").rglob("1/samples.safetensors")))
     score = next(v for k, v in drawn.items() if k.startswith("score."))
-    assert torch.equal(shown["none.1.worst"], quantised(drawn["x"][score.argsort(descending=True)[:40]]))
+    assert torch.equal(shown["variance-0.077.1.worst"], quantised(drawn["x"][score.argsort(descending=True)[:40]]))
     again = sample(
         artifact.net,
         card.schedule(),
@@ -268,3 +271,28 @@ def test_generations_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     state = read_json(next((tmp_path / "r").rglob("recursion.json")))
     assert state["guidance"] == card.guidance
     assert state["label"].startswith("(60,)")
+
+
+@pytest.mark.parametrize("name", ["mnist-wide", "mnist-unguided", "mnist-real50", "mnist-accumulated"])
+def test_generations_of_digits_with_one_thing_changed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the card changes arrives: what generation 2 learned from, made again here from the real digits and what 1 drew."""
+    monkeypatch.chdir(ROOT)
+    card, plain = cards.get(name, "smoke"), cards.get("mnist", "smoke")
+    assert card.draw == plain.draw
+    artifact = experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
+    assert [len(history) for history in artifact.metrics["arms"].values()] == [2] * len(card.arms)
+    assert not (tmp_path / "a" / f"{name}-smoke" / "seed0" / "model.safetensors").exists()
+    real, label = MNIST().draw(60, stream(0, "data"))
+    place = tmp_path / "r" / f"{name}-smoke" / "seed0"
+    kept, _ = read_tensors(place / "1" / "checkpoint.safetensors")
+    net = card.net(0, "weights/1").eval()
+    net.load_state_dict({key.removeprefix("ema."): v for key, v in kept.items() if key.startswith("ema.")})
+    sampler = ddpm("large" if name == "mnist-wide" else "small", 10)
+    asked = label[torch.arange(65) % 60]
+    first = sample(
+        net, card.schedule(), 65, label=asked, guidance=1.0 if name == "mnist-unguided" else 1.5, sampler=sampler,
+        generator=stream(0, "generation/1"),
+    ).x  # fmt: skip
+    learned = {"mnist-real50": torch.cat([real[:30], first[:30]]), "mnist-accumulated": torch.cat([real, first[:60]])}
+    state = read_json(next(place.glob("none-*/2/state.json")))
+    assert state["learned_from"] == fingerprint(learned.get(name, first[:60]))

@@ -10,7 +10,7 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 
 from tinyhall._check import TinyhallError
-from tinyhall.quality import coverage, fid, imbalance
+from tinyhall.quality import class_width, coverage, fid, imbalance
 
 LABELS = torch.tensor([0, 1, 2, 3])
 
@@ -96,9 +96,22 @@ def test_imbalance() -> None:
     assert imbalance(a, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.25)
 
 
+def test_width_of_classes() -> None:
+    """One class spread by 3 in one direction and by 4 in another, one by 12 in all, one of a single sample, which has none."""
+    x = torch.randn(40_000, 3, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([x * torch.tensor([3.0, 4.0, 0.0]) + 7, x * torch.tensor([12.0, 0.0, 0.0]) - 9, torch.full((1, 3), 1e3)])
+    labels = torch.tensor([4] * 40_000 + [2] * 40_000 + [0])
+    assert class_width(x, labels) == pytest.approx(((25 + 144) / 2) ** 0.5, rel=0.01)
+    assert class_width(x[:, :, None], labels) == class_width(x, labels)
+    assert class_width(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])) == pytest.approx(2**0.5)  # not of the population
+
+
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
+        (lambda: class_width(points(4), LABELS), ("labels", "two samples")),
+        (lambda: class_width(points(5), LABELS), ("labels", "[5]")),
+        (lambda: class_width(points(4) * torch.nan, LABELS // 2), ("x:", "finite", "24")),
         (lambda: fid(points(5), points(5, 4)), ("b", "[m, 6]")),
         (lambda: fid(points(1), points(5)), ("a", "n >= 2")),
         (lambda: coverage(points(5), points(9)), ("k", "less than 5")),

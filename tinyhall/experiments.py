@@ -26,7 +26,7 @@ from .filtering import Filter
 from .images import DENOISED, ImageDraw, parts_bar, quantised, tally
 from .metrics import TrajectoryVariance, denoising_error
 from .nets import MLP, Tabulated, UNet
-from .quality import coverage, fid, imbalance
+from .quality import class_width, coverage, fid, imbalance
 from .recursion import recurse
 from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse, sample
 from .schedule import Schedule
@@ -43,8 +43,9 @@ SAMPLERS: dict[str, Sampler] = {
 TRACE = 60  # last values of t for which an artifact keeps x0_hat
 _PART = 250_000  # samples in flight: their traces take 60 MB
 _SCATTER = 2_000  # samples of each generation that an artifact keeps
-_SHOWN = 100  # images of each generation that an artifact keeps
-_WORST = 40  # and of the highest score
+_SHOWN = 60  # images of each generation that an artifact keeps
+_WORST = 40  # and of those that the filter dropped, the highest scores
+_OF_DIGITS = ("agreement", "fid", "precision", "recall", "density", "coverage", "width")  # figures of digits alone
 STAGES = 8  # of a training of images, at the end of each of which some are drawn
 _KEPT = 10_000  # in-support samples whose scores an artifact keeps
 
@@ -393,13 +394,14 @@ def _reproduce_recursion(
             passed = stats.fraction(int((~data.in_support(x[made.kept])).sum()), card.n)
             metrics["arms"][name].append(made.metrics | {"passed_on": passed})
             kept[f"{name}.{made.number}"] = x[:_SCATTER].half() if x.ndim == 2 else quantised(x[:_SHOWN])
-            if isinstance(data, MNIST):
+            if isinstance(data, MNIST) and arm == "variance":
                 worst = next(iter(drawn.scores.values())).argsort(descending=True)[:_WORST]
                 kept[f"{name}.{made.number}.worst"] = quantised(x[worst])
     out = folder(root, card, seed)
     if isinstance(card, DigitsCard):
         assert label is not None
         kept["label"] = label[:_SHOWN]
+    if isinstance(card, DigitsCard) and not isinstance(card, CuredDigitsCard):  # whose first model is the same
         # The model of the real data, for a chapter to draw from; its checkpoint is there, so nothing is trained again.
         first = learn(real, 1, folder(runs, card, seed) / "1" / "checkpoint.safetensors", label)
         weights = {k: v.half() for k, v in first.state_dict().items()}
@@ -428,12 +430,13 @@ def _of_points(mixture: GaussianMixture, draw: int, seed: int) -> tuple[Callable
 def _of_digits(data: MNIST, n: int) -> tuple[Callable[[Samples], dict[str, Any]], dict[str, Any]]:
     """What a generation says of digits, the first n of them against as many test digits, which no model has seen; and the same
     of real training digits, as the least that chance leaves."""
-    test = MNIST(data.root, train=False, size=data.size)
-    real = data.classifier.read(test.sample(n, cards.stream(0, "reference"))).features
+    test, digit = MNIST(data.root, train=False, size=data.size).draw(n, cards.stream(0, "reference"))
+    real, width = data.classifier.read(test).features, class_width(test, digit)
 
-    def against(features: Tensor) -> dict[str, float]:
+    def against(x: Tensor, digit: Tensor) -> dict[str, float]:
+        features = data.classifier.read(x).features
         near = coverage(real[:2_000], features[:2_000])
-        return {"fid": fid(real, features), **near._asdict()}
+        return {"fid": fid(real, features), **near._asdict(), "width": class_width(x, digit) / width}
 
     def describe(drawn: Samples) -> dict[str, Any]:
         verdict = data.judge(drawn.x)
@@ -444,10 +447,10 @@ def _of_digits(data: MNIST, n: int) -> tuple[Callable[[Samples], dict[str, Any]]
             "share": torch.bincount(verdict.digit, minlength=10).tolist(),
             "agreement": float((verdict.digit == drawn.label).double().mean()),
             "distinct": len(quantised(drawn.x).flatten(1).unique(dim=0)),
-            **against(data.classifier.read(drawn.x[:n]).features),
+            **against(drawn.x[:n], drawn.label[:n]),
         }
 
-    return describe, {"floor": against(data.classifier.read(data.sample(n, cards.stream(0, "floor"))).features)}
+    return describe, {"floor": against(*data.draw(n, cards.stream(0, "floor")))}
 
 
 def _of_images(data: SimpleShapes, drawn: Samples) -> dict[str, Any]:
@@ -510,7 +513,8 @@ def read(m: dict[str, Any]) -> dict[str, float]:
     or more, the total variation of the shares from equal ones, the modes' width over the true one, and the sliced Wasserstein
     distance to true data in std. Of images: the fraction of each kind, of those handed on, the AUROC, the total variation of
     the shares of the seven sets of shapes, or ten digits, from equal ones, and the share of images that are not repeated. Of
-    digits also how often the classifier reads the one that was asked for, and the measures of `tinyhall.quality`.
+    digits also how often the classifier reads the one that was asked for, and the measures of `tinyhall.quality`, the width of
+    a class over that of test digits.
     """
     counts = torch.tensor(m["share"])
     classes = torch.arange(len(counts))
@@ -522,7 +526,7 @@ def read(m: dict[str, Any]) -> dict[str, float]:
     uneven = imbalance(classes.repeat_interleave(counts), classes, len(counts)) if bool(counts.any()) else math.nan
     if "any" in m["fraction"]:
         kinds = {"hallucinated" if kind == "any" else kind: e[0] for kind, e in m["fraction"].items()}
-        rest = {key: m[key] for key in ("agreement", "fid", "precision", "recall", "density", "coverage") if key in m}
+        rest = {key: m[key] for key in _OF_DIGITS if key in m}
         return kinds | shared | {"imbalance": uneven, "distinct": m["distinct"] / m["n"]} | rest
     widths = [w for w in m["std_ratio"] if w is not None]
     return {

@@ -85,6 +85,24 @@ def imbalance(labels: Int[Tensor, " n"], expected: Int[Tensor, " m"], classes: i
     return 0.5 * float((shares[0] - shares[1]).abs().sum())
 
 
+def class_width(x: Float[Tensor, "n *shape"], labels: Int[Tensor, " n"]) -> float:
+    """How various the samples of a class are: the root mean square distance of samples from the mean of their class, over the
+    classes that have two samples or more, each counted alike.
+
+    Raises:
+        TinyhallError: not a label for each sample, no class with two samples, or a value that is not finite.
+    """
+    if labels.shape != x.shape[:1]:
+        raise _check.fail("labels", labels, f"shape [{len(x)}], one for each sample")
+    if bad := int((~torch.isfinite(x)).sum()):
+        raise _check.TinyhallError(f"x: expected finite values, got {bad} that are not")
+    values, counts = labels.unique(return_counts=True)
+    if not bool((counts > 1).any()):
+        raise _check.fail("labels", labels, "a class with two samples or more")
+    spread = [x[labels == label].double().flatten(1).var(0).sum() for label in values[counts > 1]]
+    return float(torch.stack(spread).mean().sqrt())
+
+
 def _features(**sets: Tensor) -> tuple[Tensor, Tensor]:
     """Two sets, under the names that the caller knows them by."""
     for name, value in sets.items():
