@@ -316,7 +316,7 @@ def windows(pairs: Sequence[tuple[int, int]], values: dict[str, np.ndarray], *, 
                 ax.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=8, color=shade)
         ax.set_xticks(range(len(starts)), starts, rotation=90)
         ax.set_yticks(range(len(ends)), ends)
-        ax.set(title=name, xlabel="T1, the window's first t")
+        ax.set(title=name, xlabel="T1, the window's lowest t")
     axes[0, 0].set_ylabel("T2, the window's end")
     figure.colorbar(image, ax=axes, label=label)
     return figure
