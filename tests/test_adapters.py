@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
     UNet2DModel,
@@ -98,6 +100,14 @@ def test_watching_ddim_scores_as_reverse_does(unet: UNet2DModel) -> None:
         own.update(step)
     torch.testing.assert_close(x, step.x, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(metric.score(), own.score(), rtol=2e-3, atol=1e-6)
+
+
+def test_a_network_in_half_precision_answers_in_single(unet: UNet2DModel) -> None:
+    scheduler = DDPMScheduler(**BETAS)
+    (whole, _), (half, _) = th.from_diffusers(unet, scheduler), th.from_diffusers(copy.deepcopy(unet).half(), scheduler)
+    x, t, label = torch.randn(4, 1, 8, 8, generator=seeded()), torch.full((4,), 20), torch.ones(4, dtype=torch.int64)
+    with torch.no_grad():
+        torch.testing.assert_close(half(x, t, label), whole(x, t, label), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(("pipeline", "scheduler"), [(DDPMPipeline, DDPMScheduler), (DDIMPipeline, DDIMScheduler)])
@@ -234,6 +244,9 @@ def test_refused(unet: UNet2DModel) -> None:
     with pytest.raises(TinyhallError) as caught:
         th.from_diffusers(unet, DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
     one_line(caught.value, "noise")  # Stable Diffusion's
+    with pytest.raises(TinyhallError) as caught:
+        th.from_diffusers(unet, FlowMatchEulerDiscreteScheduler())
+    one_line(caught.value, "scheduler", "betas", "FlowMatchEulerDiscreteScheduler")
 
 
 def test_a_schedule_from_alpha_bar() -> None:

@@ -208,10 +208,30 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
 
 
 def test_too_large(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert artifacts._LARGEST > 4 * 4 * 10**9  # a billion weights in float32, their average and two moments of each
     monkeypatch.setattr(artifacts, "_LARGEST", 100)
+    content = saved.read_bytes()
+    with pytest.raises(TinyhallError) as caught:
+        write_tensors(saved, {"x": torch.zeros(20), "y": torch.zeros(6).half(), "z": torch.zeros(9, dtype=torch.uint8)})
+    one_line(caught.value, "artifact", "at most 100 bytes", "got 101", str(saved))
+    assert saved.read_bytes() == content
+    write_tensors(saved, {"x": torch.zeros(25)}, {"long": 1000 * "note"})
+    assert read_tensors(saved)[0]["x"].shape == (25,)  # what was written is read
+    monkeypatch.setattr(artifacts, "_LARGEST_HEADER", 0)
     with pytest.raises(TinyhallError) as caught:
         read_tensors(saved)
     one_line(caught.value, "artifact", "at most 100 bytes", str(saved))
+
+
+def test_the_digest_s_key_is_taken(tmp_path: Path) -> None:
+    for write_it in (
+        lambda path: write_json(path, {"sha256": "of mine", "a": 1}),
+        lambda path: write_tensors(path, {"a": torch.ones(1)}, {"sha256": "of mine"}),
+    ):
+        with pytest.raises(TinyhallError) as caught:
+            write_it(tmp_path / "x")
+        one_line(caught.value, "artifact", "no key 'sha256'", str(tmp_path / "x"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_pickle_is_not_run(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from common import run_python
+from common import ROOT, environment, run_python
 
 pytest.importorskip("tyro")
 
@@ -23,6 +26,9 @@ from tinyhall.cards import get
         (["sample", "line123", "--scale", "smoke", "--n", "0"], ("n", "at least 1", "0")),
         (["sample", "line123", "--scale", "smoke", "--batch-size", "0"], ("batch_size", "at least 1", "0")),
         (["sample", "line123", "--scale", "smoke", "--sampler", "euler"], ("sampler", "euler", "large")),
+        (["sample", "line123", "--scale", "smoke", "--out", "."], ("out", "a file", "'.'")),
+        (["sample", "line123", "--scale", "smoke", "--out", "/"], ("out", "a file", "'/'")),
+        (["sample", "line123", "--scale", "smoke", "--out", "/dev/null/x"], ("out", "a folder", "/dev/null/x")),
         (["train", "line123", "--scale", "smoke", "--device", "abacus"], ("device", "abacus", "cpu")),
     ],
 )
@@ -55,6 +61,15 @@ def test_exit_code_reaches_the_shell() -> None:
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "tinyhall", "info"]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=1800)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

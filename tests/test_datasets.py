@@ -318,6 +318,7 @@ def test_denoiser_is_the_score_of_the_noised_density() -> None:
     [
         (lambda: GaussianMixture.line().sample(0, seeded()), ("n", "at least 1", "0")),
         (lambda: GaussianMixture.line().sample(-3, seeded()), ("n", "at least 1", "-3")),
+        (lambda: GaussianMixture.line().sample(3, None), ("generator", "torch.Generator", "None")),
         (lambda: GaussianMixture.line(std=0), ("std", "above 0", "0")),
         (lambda: GaussianMixture.line(std=math.nan), ("std", "finite number", "nan")),
         (lambda: GaussianMixture.line([]), ("means", "shape [k, dim]", "(0, 1)")),

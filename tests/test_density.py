@@ -64,6 +64,14 @@ def test_errors(options, parts, unchecked) -> None:
     one_line(caught.value, *parts)
 
 
+@pytest.mark.parametrize("at", [60, 0])  # in the middle; in the last step, which moves places alone
+def test_a_network_without_values_is_named(at: int) -> None:
+    exact = GaussianMixture.line((1, 2), std=0.1).denoiser(SCHEDULE)
+    with pytest.raises(TinyhallError) as caught:
+        law(lambda x, t, label=None: exact(x, t) * (torch.nan if int(t[0]) == at else 1), SCHEDULE, points=4_096)
+    one_line(caught.value, "net", "finite", "got 4096 of 4096", f"t = {at}")
+
+
 def test_what_falls_off_the_grid_is_dropped() -> None:
     at = torch.tensor([-7.3, -0.25, 1.5, 3.75, 4.0, 6.5, 9.6], dtype=torch.float64)  # the grid is 0 to 6
     mass = torch.ones(7, dtype=torch.float64)

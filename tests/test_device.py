@@ -22,7 +22,7 @@ from tinyhall.schedule import Schedule
 from tinyhall.training import fit
 
 SHARED = """
-import json, sys
+import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
@@ -50,6 +50,16 @@ score = x.scores["variance[0,10)"]
 write_tensors(f"{folder}/rank{device.rank()}", {**net.state_dict(), "x": x.x, "score": score, "one": one.x})
 with open(f"{folder}/losses{device.rank()}.json", "w") as file:
     json.dump([device.processes(), *run.losses], file)
+
+net, calls = MLP(1, width=16, generator=seeded(0)), iter(range(1, 1000))
+if device.rank() == 1:
+    net.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if next(calls) == 4 else None)
+try:
+    fit(net, mixture.sample(53, seeded(100)), schedule, steps=900, batch_size=17, lr=1e-3, generator=seeded(5), progress=False,
+        checkpoint=f"{folder}/stopped")
+except KeyboardInterrupt as error:
+    with open(f"{folder}/stopped{device.rank()}.json", "w") as file:
+        json.dump([str(error), os.path.exists(f"{folder}/stopped")], file)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
@@ -102,6 +112,14 @@ def test_two_processes_train_the_weights_of_one(folder: Path) -> None:
     tensors, note = read_tensors(folder / "run")
     assert note["step"] == "8"
     assert torch.equal(tensors["net.time.weight"], both[0]["time.weight"])
+
+
+def test_two_processes_stop_together_and_saved(folder: Path) -> None:
+    """Only the second was sent SIGINT; the first is the one that writes."""
+    for rank in (0, 1):
+        stopped = json.loads((folder / f"stopped{rank}.json").read_text())
+        assert stopped == [f"stopped at step 4, saved in {folder / 'stopped'}", True]
+    assert read_tensors(folder / "stopped")[1]["step"] == "4"
 
 
 def test_two_processes_draw_the_samples_of_one(folder: Path) -> None:

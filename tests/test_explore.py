@@ -102,10 +102,11 @@ def test_both_forms_are_offered() -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda s, b: (s, b[:5]), ("positive", f"({N},)")),
+        (lambda s, b: (s, b[:5]), ("bad", f"({N},)")),
         (lambda s, b: (s, b | True), ("bad", "both classes")),
         (lambda s, b: (-s, b), ("scores", "above 0")),
         (lambda s, b: (s * torch.nan, b), ("scores", "NaN")),
+        (lambda s, b: (s * torch.inf, b), ("scores", "finite", "inf")),
     ],
 )
 def test_errors(change: Any, parts: tuple[str, ...], unchecked: None) -> None:
@@ -583,7 +584,12 @@ def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) 
         (lambda: explore.brush(**plane_samples() | {"t": (0, 1, 2)}), ("t", "falling")),
         (lambda: explore.brush(**plane_samples() | {"x0_hat": torch.zeros(44, 2, 2)}), ("x0_hat", "(44, 3, 2)")),
         (lambda: explore.brush(**plane_samples() | {"scores": torch.zeros(44)}), ("scores", "above 0")),
+        (lambda: explore.brush(**plane_samples() | {"scores": torch.full((44,), torch.inf)}), ("scores", "finite", "inf")),
         (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {}, torch.zeros(2, dtype=torch.int64), ["a"]), ("scores",)),
+        (
+            lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.tensor([1, torch.nan])}, torch.zeros(2).long(), ["a"]),
+            ("scores", "finite", "1 of s"),
+        ),
         (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(3)}, torch.zeros(2).long(), ["a"]), ("s", "(2,)")),
         (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(2)}, torch.ones(2).long(), ["a"]), ("kind",)),
         (lambda: explore.generations({"a": torch.zeros(2, 3, 1, 8, 8)}, {}, {}), ("images", "arms")),

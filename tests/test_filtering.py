@@ -169,6 +169,16 @@ def test_figures_of_tensors_of_another_device() -> None:
     assert all(type(rates) is torch.Tensor for rates in roc(*there))
 
 
+def test_figures_of_scores_with_a_gradient() -> None:
+    scores, bad = labelled(2)
+    grown = scores.clone().requires_grad_()
+    assert auroc(grown, bad) == auroc(scores, bad)
+    assert Filter.calibrate(grown, bad) == (rule := Filter.calibrate(scores, bad))
+    assert rule.report(grown, bad) == rule.report(scores, bad)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(roc(grown, bad), roc(scores, bad), strict=True))
+    assert sliced_wasserstein(grown[:, None], scores[:, None]) == 0
+
+
 def test_auroc_interval_covers() -> None:
     """Two normals one std apart: the true value is Phi(1 / sqrt 2) = 0.7602; 95% of intervals hold it."""
     hit = 0
@@ -227,7 +237,10 @@ def test_sliced_wasserstein_in_more_dimensions() -> None:
         (lambda: Filter.calibrate(torch.ones(3), torch.zeros(3).bool()), ("hallucinated", "at least one", "none")),
         (lambda: Filter.calibrate(torch.ones(3), torch.ones(3).bool(), remove=0), ("remove", "(0, 1]", "0")),
         (lambda: Filter.calibrate(torch.ones(3), torch.ones(4).bool()), ("(3,)", "(4,)")),
-        (lambda: Filter(1.0).report(torch.ones(3), torch.ones(3)), ("bool", "float32")),
+        (lambda: Filter.calibrate(torch.ones(3), torch.arange(3)), ("hallucinated", "bool", "int64")),
+        (lambda: Filter(1.0).report(torch.ones(3), torch.ones(3)), ("hallucinated", "bool", "float32")),
+        (lambda: Filter(1.0).report(torch.ones(3), torch.zeros(3).bool()), ("hallucinated", "both classes", "3 negative")),
+        (lambda: auroc(torch.ones(3), torch.ones(3)), ("positive", "bool", "float32")),
         (lambda: keep_k(torch.ones(3), 4), ("k", "at most 3", "4")),
         (lambda: keep_k(torch.ones(3), 0), ("k", "at least 1", "0")),
         (lambda: keep_k(torch.tensor([1.0, math.inf, math.inf]), 2), ("scores", "2 finite", "got 1")),
@@ -241,6 +254,7 @@ def test_sliced_wasserstein_in_more_dimensions() -> None:
         (lambda: sliced_wasserstein(torch.ones(3, 2), torch.full((3, 2), math.inf)), ("y", "finite")),
         (lambda: split(1, seeded()), ("n >= 2", "1")),
         (lambda: split(5, seeded(), 1.0), ("share < 1", "1.0")),
+        (lambda: split(5, 0), ("generator", "torch.Generator", "0 (int)")),
         (lambda: auroc(torch.tensor([1.0, math.nan]), torch.tensor([True, False])), ("scores", "NaN", "1")),
         (lambda: auroc(torch.ones(2), torch.ones(2).bool()), ("both classes", "2 positive and 0 negative")),
         (lambda: fraction(5, 4), ("k=5", "n=4")),

@@ -142,6 +142,8 @@ def test_a_piece_apart_is_seen(five: torch.Tensor) -> None:
         (lambda: HANDS.sample(2, seeded(), fingers=1), ("fingers", "2 to 7")),
         (lambda: HANDS.judge(torch.zeros(1, 3, 32, 32)), ("x", "[n, 3, 64, 64]")),
         (lambda: HANDS.sample(0, seeded()), ("n",)),
+        (lambda: HANDS.sample(2, 0), ("generator", "torch.Generator", "0 (int)")),
+        (lambda: HandPhotos("nowhere").sample(2, None), ("generator", "torch.Generator", "None")),
     ],
 )
 def test_errors(call, parts: tuple[str, ...], unchecked: None) -> None:
@@ -230,9 +232,9 @@ def test_the_card_of_photographs_looks_where_it_is_told(tmp_path: Path, monkeypa
     assert card.net(0).shape == card.data().shape
 
 
-def _table(text: str) -> Any:
+def _table(text: str, encoding: str = "utf-8") -> Any:
     def make(to: Path) -> HandPhotos:
-        (to / "HandInfo.csv").write_text(text)
+        (to / "HandInfo.csv").write_text(text, encoding=encoding)
         return HandPhotos(to)
 
     return make
@@ -250,6 +252,7 @@ def _table(text: str) -> Any:
         (_table("imageName,aspectOfHand,accessories\n../a.jpg,dorsal left,0\n"), ("folder", "../a.jpg")),
         (_table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,0\n"), ("folder", "none of 1 that can be read")),
         (_table(""), ("folder", "imageName")),
+        (_table("imageName,aspectOfHand,accessories\né.jpg,dorsal left,0\n", "latin-1"), ("folder", "UTF-8", "HandInfo.csv")),
         (_table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,0\nb.jpg\n"), ("folder", "every column", "line 3")),
     ],
 )

@@ -33,6 +33,8 @@ def test_labels_speak_as_the_counter_does() -> None:
     assert rows.tolist() == [0, 1, 3, 7]
     assert verdict.kind.tolist() == [IN_SUPPORT, UNCLEAR, WRONG_COUNT, WRONG_COUNT]
     assert verdict.fingers.tolist() == [5, -1, 6, 4]
+    rows, verdict = judged({})
+    assert all(v.dtype == torch.int64 and len(v) == 0 for v in (rows, *verdict))
 
 
 def test_agreement_is_scikit_learn_s() -> None:

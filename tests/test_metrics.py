@@ -101,6 +101,14 @@ def test_update_keeps_no_reference() -> None:
     np.testing.assert_allclose(metric.score().numpy(), np.var([0, 1, 2]), rtol=1e-6)
 
 
+def test_update_keeps_no_graph() -> None:
+    """Nor what the network computed, where a loop of others runs without no_grad."""
+    weight, metric = torch.ones(2, 1, requires_grad=True), TrajectoryVariance((0, 3))
+    for t in range(3):
+        metric.update(step(t, t * weight))
+    np.testing.assert_allclose(metric.score().numpy(), np.var([0, 1, 2]), rtol=1e-6)
+
+
 def test_memory_does_not_grow_with_steps() -> None:
     metric = TrajectoryVariance((0, 500))
     for t in range(500):
@@ -199,3 +207,25 @@ def test_denoising_error_of_a_known_denoiser() -> None:
     x = torch.randn(5, 2, 3, generator=seeded())
     error = denoising_error(Pull(), SHORT, x, (5, 40), generator=seeded(1))
     torch.testing.assert_close(error, x.square().flatten(1).mean(1)[:, None].expand(5, 2), rtol=1e-3, atol=1e-4)
+
+
+class Far(torch.nn.Module):
+    """On a device that only keeps shapes, for want of a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, device="meta"))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        raise LookupError(f"{x.device} {t.device}")
+
+
+def test_denoising_error_goes_where_the_network_is() -> None:
+    with pytest.raises(LookupError, match="meta meta"):
+        denoising_error(Far(), SHORT, torch.zeros(5, 2), [5], generator=seeded())
+
+
+def test_denoising_error_needs_a_generator(unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        denoising_error(Pull(), SHORT, torch.zeros(5, 2), [5], generator=0)  # type: ignore[arg-type]
+    one_line(caught.value, "generator", "torch.Generator", "0 (int)")

@@ -173,6 +173,12 @@ class TestTabulated:
         torch.testing.assert_close(out[[0, 2, 3]], expected[[0, 2, 3]])
         torch.testing.assert_close(out[1], expected[1], rtol=0, atol=1e-3)
 
+    def test_what_is_no_number_stays_none(self) -> None:
+        x = torch.tensor([[math.nan], [0.5], [math.nan]])
+        out = self.table()(x, same_t(1, 3))
+        assert out.isnan().flatten().tolist() == [True, False, True]
+        assert torch.equal(out[1:2], self.table()(x[1:2], same_t(1, 1)))
+
     def test_refuses_mixed_t(self) -> None:
         with pytest.raises(TinyhallError) as caught:
             self.table()(torch.zeros(2, 1), torch.tensor([0, 1]))
@@ -195,6 +201,10 @@ class TestTabulated:
         (lambda: MLP(2, width=2), ("width", "at least 4", "2")),
         (lambda: MLP(2, blocks=0), ("blocks", "at least 1", "0")),
         (lambda: MLP(2)(torch.zeros(1, 2), torch.zeros(1).long(), torch.zeros(1)), ("label", "None", "no classes")),
+        (lambda: MLP(2)(torch.zeros(3, 1), torch.zeros(3).long()), ("x", "[n, 2]", "(3, 1)")),
+        (lambda: MLP(2)(torch.zeros(3), torch.zeros(3).long()), ("x", "[n, 2]", "(3,)")),
+        (lambda: MLP(2)(torch.zeros(3, 2), torch.zeros(1).long()), ("t", "[3], one for each x", "(1,)")),
+        (lambda: MLP(2)(torch.zeros(3, 2), torch.tensor(4)), ("t", "[3], one for each x", "()")),
     ],
 )
 def test_errors(make, parts, unchecked) -> None:

@@ -40,6 +40,8 @@ def test_fid_of_known_gaussians() -> None:
     # Twice as wide: tr S (2 - 1)^2.
     centred = x - x.mean(0)
     assert fid(centred, 2 * centred) == pytest.approx(float(centred.T.cov().trace()), rel=1e-9)
+    one = centred[:, :1]  # a single feature
+    assert fid(one, 2 * one + 3) == pytest.approx(9 + float(one.var()), rel=1e-9)
 
 
 def test_fid_where_features_are_fewer_than_dimensions() -> None:

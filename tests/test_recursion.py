@@ -25,6 +25,7 @@ from tinyhall.metrics import TrajectoryVariance
 from tinyhall.recursion import ARMS, Generation, recurse, select
 from tinyhall.sampling import Samples, ddim, ddpm
 from tinyhall.schedule import Schedule
+from tinyhall.stats import fraction
 from tinyhall.training import fingerprint
 
 QUICK = Schedule.linear(1e-3, 0.3, 60)
@@ -99,6 +100,12 @@ def test_select_errors(arm: str, keep: int, drop: float, parts: tuple[str, ...])
     one_line(caught.value, *parts)
 
 
+def test_a_lot_needs_a_generator(unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        select(drawn(), "random", 8, 0.2, None)  # type: ignore[arg-type]
+    one_line(caught.value, "generator", "torch.Generator", "None")
+
+
 # The loop, and what it leaves.
 
 
@@ -135,6 +142,47 @@ def test_states_allow_an_audit(tmp_path: Path) -> None:
         indices = select(before.samples(), "variance", 80, 0.2, seeded())
         assert state["learned_from"] == fingerprint(before.samples().x[indices])
         assert state["kept"] == hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
+
+
+def test_metrics_are_those_of_the_file_from_the_first(tmp_path: Path) -> None:
+    first, again = (run(tmp_path, evaluate=lambda s: {"share": fraction(1, 3), "by": {5: 1}}) for _ in range(2))
+    assert [repr(made.metrics) for made in first] == [repr(made.metrics) for made in again]
+    assert first[0].metrics == {"share": list(fraction(1, 3)), "by": {"5": 1}}
+
+
+class Place:
+    """Scores a sample by where it lies, as `kind` has it."""
+
+    name = "place"
+
+    def __init__(self, kind) -> None:
+        self.kind = kind
+
+    def check(self, schedule: Schedule) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def update(self, step) -> None:
+        self.x = step.x
+
+    def score(self) -> torch.Tensor:
+        return self.kind(self.x[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_scores_of_any_floating_type_are_read_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    made = run(tmp_path, metric=Place(lambda x: x.to(dtype)))
+    assert next(iter(made[0].samples().scores.values())).dtype == dtype
+    again = run(tmp_path, never, metric=Place(lambda x: x.to(dtype)))
+    assert [g.kept.tolist() for g in again] == [g.kept.tolist() for g in made]
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.long, lambda x: x[:, None], lambda x: x * math.nan])
+def test_scores_that_are_none_are_refused_before_they_are_kept(kind, tmp_path: Path, unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path, metric=Place(kind))
+    one_line(caught.value, "metric place", "floating score of shape [100]")
+    assert list(files(tmp_path)) == ["recursion.json"]
 
 
 def test_the_first_generation_is_shared(tmp_path: Path) -> None:
@@ -562,6 +610,8 @@ def test_guidance_reaches_the_sampler(tmp_path: Path) -> None:
         ({"label": LABELS[:5]}, ("label", "int64 of shape [80]")),
         ({"label": LABELS.int()}, ("label", "int64 of shape [80]")),
         ({"guidance": 2.0}, ("guidance", "label")),
+        ({"label": LABELS, "guidance": "2"}, ("guidance", "finite number", "'2'")),
+        ({"label": LABELS, "guidance": math.nan}, ("guidance", "finite number", "nan")),
     ],
 )
 def test_labels_that_do_not_fit(changes: dict, parts: tuple[str, ...], tmp_path: Path, unchecked: None) -> None:
@@ -589,6 +639,33 @@ def test_a_folder_knows_its_labels(tmp_path: Path) -> None:
     with pytest.raises(TinyhallError) as caught:
         run(tmp_path, lambda *_: OneModeEach(), label=LABELS, guidance=2.0, generations=1)
     one_line(caught.value, "guidance")
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path, generations=1)
+    one_line(caught.value, "label", "(80,) sha256", "got None")
+    run(tmp_path / "none", generations=1)
+    with pytest.raises(TinyhallError) as caught:
+        run(tmp_path / "none", lambda *_: OneModeEach(), label=LABELS, generations=1)
+    one_line(caught.value, "label", "expected None", "(80,) sha256")
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor of another device."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_data_of_another_device_are_brought_here(tmp_path: Path) -> None:
+    def learn(data: torch.Tensor, generation: int, checkpoint: Path, label: torch.Tensor) -> OneModeEach:
+        assert type(data) is type(label) is torch.Tensor and not data.requires_grad
+        return OneModeEach()
+
+    data, label = DATA.clone().as_subclass(Elsewhere).requires_grad_(), LABELS.as_subclass(Elsewhere)
+    for accumulate in (False, True):
+        there = recurse(data, learn, QUICK, folder=tmp_path / "there", label=label, accumulate=accumulate, seed=5, drop=0.2)
+        assert len(list(there)) == 5
+        run(tmp_path / "here", learn, label=LABELS, accumulate=accumulate, generations=5)
+    assert files(tmp_path / "there") == files(tmp_path / "here")
 
 
 def seen_by(folder: Path, **changes) -> list[torch.Tensor]:

@@ -6,12 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from common import one_line, seeded
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
+from tinyhall import device
 from tinyhall._check import TinyhallError
 from tinyhall.datasets import GaussianMixture
 from tinyhall.metrics import TrajectoryVariance
@@ -219,6 +221,22 @@ def test_chunked_equals_whole_across_blocks_with_the_exact_denoiser() -> None:
     assert len(first.x.unique()) > 0.9 * n
 
 
+def test_processes_share_what_one_chunk_would_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture, n = GaussianMixture.line(), 140_000
+
+    def drawn() -> Tensor:
+        return sample(mixture.denoiser(MILD), MILD, n, shape=(1,), sampler=ddpm(steps=3), generator=seeded(6)).x
+
+    whole, parts = drawn(), []
+    monkeypatch.setattr(device, "processes", lambda: 2)
+    monkeypatch.setattr(device, "gather_rows", lambda rows: rows)
+    for rank in (0, 1):
+        monkeypatch.setattr(device, "rank", lambda rank=rank: rank)
+        parts.append(drawn())
+    assert [len(part) for part in parts] == [131_072, n - 131_072]  # whole blocks of noise
+    assert torch.equal(torch.cat(parts), whole)
+
+
 def test_chunked_equals_whole_with_the_network() -> None:
     whole = sample(MLP(2), MILD, 20, generator=seeded(7), metrics=[TrajectoryVariance()])
     for batch in (3, 13, 20):
@@ -392,6 +410,12 @@ def walk(**changed: object) -> object:
         (lambda: walk(x=torch.full((5, 2), float("nan"))), ("x", "finite", "10")),
         (lambda: walk(net=lambda x, t: x[:, :1]), ("net", "(5, 2)", "(5, 1)")),
         (lambda: walk(net=lambda x, t: x / 0), ("samples", "finite", "5 of 5")),
+        (lambda: go(generator=0), ("generator", "torch.Generator().manual_seed(0)", "0 (int)")),
+        (lambda: walk(generator=None), ("generator", "torch.Generator().manual_seed(0)", "None")),
+        (lambda: go(sampler="ddim"), ("sampler", "ddim()", "'ddim' (str)")),
+        (lambda: go(sampler=ddim), ("sampler", "ddim()", "class")),
+        (lambda: go(sampler=lambda schedule: []), ("sampler", "at least one Move", "[]")),
+        (lambda: walk(sampler=lambda schedule: [5, 3]), ("sampler", "at least one Move", "[5, 3]")),
         (lambda: ddpm("medium"), ("variance", "'large' or 'small'", "'medium'")),
         (lambda: ddim(1.5), ("eta", "0 to 1", "1.5")),
         (lambda: ddim(-0.1), ("eta", "0 to 1", "-0.1")),
@@ -402,6 +426,8 @@ def walk(**changed: object) -> object:
         (lambda: ddpm(steps=101)(MILD), ("steps", "at most 100", "101")),
         (lambda: ddpm(steps=2.5)(MILD), ("steps", "whole number", "2.5")),
         (lambda: ddpm(steps=[5.0, 3.0])(MILD), ("steps", "falling values of t in 0..99", "[5.0, 3.0]")),
+        (lambda: ddim(steps=torch.tensor([5, 3]))(MILD), ("steps", "a list of falling values of t", "(2,)")),
+        (lambda: ddim(steps=np.array([5, 3]))(MILD), ("steps", "a list of falling values of t", "array([5, 3])")),
         (lambda: ddpm(steps="31")(MILD), ("steps", "falling values of t", "'31'")),
         (lambda: go(metrics=[TrajectoryVariance(), TrajectoryVariance()]), ("metrics", "different name", "variance[0,10)")),
     ],

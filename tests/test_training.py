@@ -238,6 +238,12 @@ def test_microbatches_equal_the_whole_batch(microbatch: int) -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_data_that_asks_for_a_gradient_trains_as_any() -> None:
+    data = DATA.clone().requires_grad_()
+    assert same_bits(weights(fitted(data=data, microbatch=5)), weights(fitted(microbatch=5)))
+    assert data.grad is None
+
+
 def test_microbatches_split_as_told() -> None:
     net = Recorder()
     walk(net, DATA, microbatch=6, steps=1)
@@ -326,6 +332,35 @@ def test_resume_in_many_pieces(tmp_path: Path) -> None:
     assert run.losses == whole.losses
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """But for the order of what their headers say."""
+    (a, note), (b, noted) = read_tensors(one), read_tensors(other)
+    return same_bits(a, b) and note == noted
+
+
+def test_a_run_that_fit_averaged_goes_on_from_what_it_averaged(tmp_path: Path) -> None:
+    path, net = tmp_path / "run", small()
+    whole, run = fitted(ema=0.9), fitted(net, ema=0.9, steps=6, checkpoint=path)
+    run.save(tmp_path / "again")
+    assert same_file(tmp_path / "again", path)
+    average = weights(run)
+    assert list(train(net, DATA, SCHEDULE, run=run, **options(ema=0.9, steps=6))) == []
+    assert same_bits(weights(run), average)  # nothing is left to train: the average stays
+    assert [step.step for step in train(net, DATA, SCHEDULE, run=run, **options(ema=0.9))] == list(range(7, END + 1))
+    assert whole.raw is not None and same_bits(weights(run), whole.raw)
+    assert same_bits(run.weights(), whole.weights())
+    run.load(path)
+    run.save(tmp_path / "again")
+    assert same_file(tmp_path / "again", path)
+
+
+def test_a_checkpoint_beyond_the_steps_is_returned_as_it_is(tmp_path: Path) -> None:
+    whole = fitted(checkpoint=tmp_path / "run")
+    run = fitted(checkpoint=tmp_path / "run", steps=3)
+    assert run.step == END
+    assert same_bits(weights(run), weights(whole))
+
+
 def test_checkpoints_do_not_change_the_run(tmp_path: Path) -> None:
     assert same_bits(weights(fitted(checkpoint=tmp_path / "a", every=2)), weights(fitted()))
 
@@ -366,6 +401,7 @@ def test_sigint_leaves_a_usable_checkpoint(tmp_path: Path, call: int) -> None:
     assert read_tensors(path)[1]["step"] == str(call)  # the step was finished, not cut
     resumed = fitted(checkpoint=path)
     assert same_bits(weights(resumed), weights(fitted()))
+    assert call < END or resumed.losses == fitted().losses  # in the last step, too, nothing is lost
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -604,6 +640,21 @@ def test_a_checkpoint_with_a_tensor_that_does_not_fit_changes_nothing(tmp_path: 
     assert same_bits(net.state_dict(), small().state_dict())
 
 
+def test_a_checkpoint_of_another_kind_of_device_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    fitted(steps=2, checkpoint=path)
+    tensors, note = read_tensors(path)
+    write_tensors(path, tensors | {"generator": torch.zeros(16, dtype=torch.uint8)}, note)  # as many as of a GPU's
+    with pytest.raises(TinyhallError) as caught:
+        fitted(checkpoint=path)
+    one_line(caught.value, "checkpoint", "the same kind of device, cpu", str(path))
+
+
+class Wide(Recorder):
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return super().forward(x, t).expand(-1, 2)
+
+
 def bad(**changed: Any) -> Any:
     return fitted(**changed)
 
@@ -629,6 +680,11 @@ def bad(**changed: Any) -> Any:
         (lambda: bad(label=torch.zeros(50)), ("label", "int64", "float32")),
         (lambda: walk(small(), DATA, batch_size=-1), ("batch_size", "at least 1", "-1")),
         (lambda: walk(small(), DATA.half()), ("data", "float32", "float16")),
+        (lambda: bad(net=Wide()), ("net", "eps of x's shape (16, 1)", "(16, 2)")),
+        (lambda: bad(net=torch.zeros_like), ("net", "an nn.Module with parameters", "zeros_like")),
+        (lambda: walk(nn.Identity(), DATA), ("net", "an nn.Module with parameters", "Identity")),
+        (lambda: bad(generator=0), ("generator", "torch.Generator().manual_seed(0)", "0 (int)")),
+        (lambda: walk(small(), DATA, generator=None), ("generator", "torch.Generator().manual_seed(0)", "None")),
     ],
 )
 def test_errors(make, parts, unchecked) -> None:
@@ -638,7 +694,7 @@ def test_errors(make, parts, unchecked) -> None:
 
 
 def test_a_generator_of_another_device_is_refused(unchecked: None) -> None:
-    class Elsewhere:
+    class Elsewhere(torch.Generator):
         device = torch.device("cuda:0")
 
     with pytest.raises(TinyhallError) as caught:

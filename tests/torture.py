@@ -819,7 +819,8 @@ A training that runs overnight meets a closed lid, a full disk, a second termina
 `make torture`, which does such things on purpose, with all chance seeded. *Survived* means that the run ended in the bits
 of one that nothing happened to, or that what was read is what was written; *refused*, that one line said what was
 wrong, and nothing was lost. *Lost* is everything else, and must be 0: another result, a crash, an unclear error, a
-file left behind, more memory than the file has.
+file left behind, more memory than the file has. (Files from before the digest do not count there: that row says what they would
+have let through.)
 
 | | tried | survived | refused | lost | |
 |---|--:|--:|--:|--:|---|

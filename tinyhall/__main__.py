@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ def sample(common: Common, options: Sample) -> None:
     _check.positive_int("n", options.n)
     if options.batch_size is not None:
         _check.positive_int("batch_size", options.batch_size)  # before hours of training, not after
+    above = (path for path in options.out.absolute().parents if path.exists())
+    if options.out.is_dir() or not (place := next(above)).is_dir() or not os.access(place, os.W_OK):
+        raise _check.fail("out", str(options.out), "a file in a folder that can be written to")
     card = cards.get(common.card, common.scale)
     samplers = experiments.samplers_of(card)
     name = options.sampler or next(iter(samplers))
@@ -128,7 +132,8 @@ def info(root: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command; bad input ends in one line on stderr and exit code 2, an interruption in 130."""
+    """Runs a command; bad input ends in one line on stderr and exit code 2, an interruption in 130, a reader that went away (as
+    in `info | head -1`) in 141 without a word, as the shell's own programs do."""
 
     def train_(common: Annotated[Common, tyro.conf.arg(name="")]) -> None:
         """Train a card's network, with checkpoints; a run found in --runs is resumed."""
@@ -165,9 +170,13 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     try:
         tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="tinyhall")
+        sys.stdout.flush()  # here, where it may fail in good order
     except _check.TinyhallError as error:
         print(f"tinyhall: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        raise SystemExit(141) from None
     except OSError as error:
         print(f"tinyhall: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None

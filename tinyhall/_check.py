@@ -47,6 +47,19 @@ def number(name: str, value: Any, expected: str, fits: Callable[[float], bool]) 
     return float(value)
 
 
+def generator(name: str, value: Any) -> torch.Generator:
+    if not isinstance(value, torch.Generator):
+        raise fail(name, value, "a torch.Generator, such as torch.Generator().manual_seed(0)")
+    return value
+
+
+def eps(value: Any, x: Tensor) -> Tensor:
+    """What a network returned at x. Of another shape it would be broadcast, and train or sample on without a word."""
+    if not isinstance(value, Tensor) or value.shape != x.shape:
+        raise fail("net", value, f"eps of x's shape {tuple(x.shape)}")
+    return value
+
+
 def labels(name: str, value: Any, n: int) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or tuple(value.shape) != (n,):
         raise fail(name, value, f"int64 of shape [{n}]")

@@ -99,7 +99,9 @@ class DiffusersNet(nn.Module):
     def forward(
         self, x: Float[Tensor, "n channels height width"], t: Int[Tensor, " n"], label: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n channels height width"]:
-        said = self.unet(x, t, **({} if label is None else {"class_labels": label})).sample[:, : x.shape[1]].float()
+        dtype = next(self.unet.parameters(), x).dtype  # one in half precision takes nothing else
+        classes = {} if label is None else {"class_labels": label}
+        said = self.unet(x.to(dtype), t, **classes).sample[:, : x.shape[1]].float()
         a = self.schedule.alpha_bar.to(x.device)[t].view(-1, 1, 1, 1)
         return _eps(self.prediction, said, x, a)
 
@@ -111,8 +113,11 @@ def from_diffusers(unet: nn.Module, scheduler: Any) -> tuple[DiffusersNet, Sched
         out = th.sample(net, schedule, 64, metrics=[th.TrajectoryVariance((0, 100))], generator=g)
 
     Raises:
-        TinyhallError: a prediction_type that is not one of `PREDICTIONS`, or a schedule that does not end in noise (such as
-            that of Stable Diffusion: use `watch`).
+        TinyhallError: a scheduler without betas (of flow matching, for one), a prediction_type that is not one of
+            `PREDICTIONS`, or a schedule that does not end in noise (such as that of Stable Diffusion: use `watch`).
     """
-    schedule = Schedule(scheduler.betas.double(), f"{type(scheduler).__name__}({len(scheduler.betas)})")
+    betas = getattr(scheduler, "betas", None)
+    if not isinstance(betas, Tensor):
+        raise _check.fail("scheduler", type(scheduler).__name__, "one with betas, such as DDPM or DDIM")
+    schedule = Schedule(betas.double(), f"{type(scheduler).__name__}({len(betas)})")
     return DiffusersNet(unet, schedule, _prediction(scheduler)), schedule

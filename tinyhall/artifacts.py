@@ -15,7 +15,8 @@ from torch import Tensor
 
 from . import _check
 
-_LARGEST = 4 * 2**30  # bytes; far beyond any artifact of this project
+_LARGEST = 32 * 2**30  # bytes of tensors: a checkpoint of a billion parameters (with average and moments, 16 GB) fits
+_LARGEST_HEADER = 10**8  # what safetensors takes
 _LARGEST_JSON = 2**28
 _DIGEST = "sha256"  # its key among a JSON object's or a note's own; files from before it was written have none, and load too
 
@@ -86,13 +87,14 @@ def _lock(path: Path, flags: int) -> Iterator[None]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """An object's digest is written among its keys. Raises TinyhallError where the file cannot be written, or JSON cannot hold
-    the value: NaN, for one."""
+    """An object's digest is written among its keys, as "sha256". Raises TinyhallError where the file cannot be written, where
+    JSON cannot hold the value (NaN, for one), or where that key is taken."""
     try:
         plain = json.loads(json.dumps(value, allow_nan=False))  # as a reader will have it: lists for tuples, text for keys
     except (TypeError, ValueError) as error:
         raise _check.TinyhallError(f"artifact: expected what JSON can hold, for {path}, got other values ({error})") from error
     if isinstance(plain, dict):
+        _free(plain, path)
         plain[_DIGEST] = _of_json(plain)
     text = json.dumps(plain, indent=1, sort_keys=True) + "\n"
 
@@ -121,12 +123,22 @@ def _of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _free(own: dict[str, Any], path: str | Path) -> None:
+    if _DIGEST in own:
+        raise _check.TinyhallError(f"artifact: expected no key {_DIGEST!r}, where the digest is written, got one for {path}")
+
+
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], note: dict[str, str] | None = None) -> None:
-    """Raises TinyhallError where the file cannot be written, such as on a full disk; what was there before stays."""
+    """Raises TinyhallError where the file cannot be written, such as on a full disk, or would be too large to be read back;
+    what was there before stays."""
     from safetensors.torch import save
 
-    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    size = sum(t.nbytes for t in tensors.values())
+    if size > _LARGEST:
+        raise _check.TinyhallError(f"artifact: expected at most {_LARGEST} bytes of tensors, got {size} for {path}")
     note = dict(note or {})
+    _free(note, path)
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     note[_DIGEST] = _of_tensors(plain, note)
 
     def fill(part: Path) -> None:
@@ -143,7 +155,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = _existing(path, _LARGEST)
+    path = _existing(path, _LARGEST + _LARGEST_HEADER)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned: a mapped file that is replaced under a live tensor would change it.

@@ -105,8 +105,9 @@ class GaussianMixture:
         return float(gaps.min())
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n dim"]:
-        """n points, float32, on the generator's device."""
+        """n points, float32, on the generator's device. Raises TinyhallError for n below 1, or no generator."""
         _check.positive_int("n", n)
+        _check.generator("generator", generator)
         noise = torch.randn(n, self.dim, generator=generator, device=generator.device)
         mode = torch.arange(n, device=generator.device) % len(self.means)
         return self.means.to(noise)[mode] + self.std * noise

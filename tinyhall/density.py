@@ -61,7 +61,8 @@ def law(
         points: of the grid; its spacing must be a tenth of the smallest noise or less.
 
     Raises:
-        TinyhallError: a sampler without noise, a grid too coarse for its noise, or more than 1e-6 of the mass lost at the ends.
+        TinyhallError: a sampler without noise, a grid too coarse for its noise, a network whose values are not finite, or more
+            than 1e-6 of the mass lost at the ends.
     """
     moves = sampler(schedule)
     if _check.positive_int("points", points) < 2:
@@ -80,11 +81,13 @@ def law(
     for move in moves:
         t = torch.tensor([move.t]).expand(points)
         moved = move.keep * x + move.push * net(x.float()[:, None], t)[:, 0].double()
+        if bad := int((~moved.isfinite()).sum()):
+            raise _check.TinyhallError(f"net: expected finite values, got {bad} of {points} that are not at t = {move.t}")
         if move.noise == 0:
             x = moved
         else:
             mass = _blur(_deposit(moved, mass, low, step), move.noise, step)
-    if abs(float(mass.sum()) - 1) > 1e-6:
+    if not abs(float(mass.sum()) - 1) <= 1e-6:
         raise _check.TinyhallError(f"low, high: expected to hold all the mass, got {float(mass.sum()):.7f} of it")
     return Law(x, mass)
 

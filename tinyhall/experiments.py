@@ -79,8 +79,17 @@ class Artifact:
         return tensors
 
     def fraction(self, sampler: str, width: str = "5") -> stats.Estimate:
-        """The fraction of a sampler's draw that lies beyond `width` std of every mode; of images, of the kind `width`."""
-        return stats.Estimate(*self.metrics[sampler]["fraction"][width])
+        """The fraction of a sampler's draw that lies beyond `width` std of every mode; of images, of the kind `width`.
+
+        Raises:
+            TinyhallError: a sampler that is none of the artifact's, or a width that was not counted.
+        """
+        found = {key: m["fraction"] for key, m in self.metrics.items() if isinstance(m, dict) and "fraction" in m}
+        if sampler not in found:
+            raise _check.fail("sampler", sampler, f"one of {', '.join(found) or 'none, in a recursion'}")
+        if width not in found[sampler]:
+            raise _check.fail("width", width, f"one of {', '.join(found[sampler])}")
+        return stats.Estimate(*found[sampler][width])
 
     @property
     def measured(self) -> str:
@@ -689,7 +698,8 @@ def describe_device(device: torch.device) -> str:
 
 
 def revision() -> str:
-    """The project's git revision, "+" where files differ from it; "unknown" outside a checkout."""
+    """The project's git revision, "+" where files differ from it; "unknown" outside a checkout, as in a site-packages that lies
+    in the checkout of something else."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -697,6 +707,7 @@ def revision() -> str:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails where the repository around is not ours
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -210,13 +210,13 @@ def threshold(
         remove: the share of the hallucinated that the first threshold removes.
 
     Raises:
-        TinyhallError: lengths that differ, scores that are not positive, samples of one class only, or a share outside (0, 1].
+        TinyhallError: lengths that differ, scores that are not positive and finite, samples of one class only, or a share
+            outside (0, 1].
     """
-    stats._labelled(scores, bad)
+    stats._labelled(scores, bad, "bad")
     if not bool(bad.any()) or bool(bad.all()):
         raise _check.TinyhallError(f"bad: expected samples of both classes, got {int(bad.sum())} hallucinated of {len(bad)}")
-    if not bool((scores > 0).all()):
-        raise _check.TinyhallError(f"scores: expected values above 0, got {float(scores.min())}")
+    _logarithmic(scores)
     if images is not None and len(images) != len(scores):
         raise _check.fail("images", images, f"{len(scores)} of them, one for each score")
     # Three digits after the point of a logarithm, and few bytes. The first slider position counts with the rounded ones.
@@ -356,13 +356,12 @@ def brush(
         within: standard deviations around a mode that count as in support.
 
     Raises:
-        TinyhallError: shapes that do not fit, t that does not fall, or scores that are not positive.
+        TinyhallError: shapes that do not fit, t that does not fall, or scores that are not positive and finite.
     """
     n, k = len(x), len(t)
     _falling(t)
     _shaped(("x", x, (n, 2)), ("x0_hat", x0_hat, (n, k, 2)), ("scores", scores, (n,)))
-    if not bool((scores > 0).all()):
-        raise _check.TinyhallError(f"scores: expected values above 0, got {float(scores.min())}")
+    _logarithmic(scores)
     bad = ~data.in_support(x, within)
     edge = round(float(data.means.abs().max()) * 1.25, 2)
     start = x[bad][0] if bool(bad.any()) else x[0]
@@ -393,12 +392,15 @@ def gallery(
         kind: of each image, an index of `kinds`, whose first is in support.
 
     Raises:
-        TinyhallError: lengths that differ, no score, or a kind without a name.
+        TinyhallError: lengths that differ, no score, one that is not finite, or a kind without a name.
     """
     n = len(images)
     _shaped(*((name, value, (n,)) for name, value in {"kind": kind, **scores}.items()))
     if not scores:
         raise _check.fail("scores", scores, "at least one")
+    for name, value in scores.items():
+        if odd := int((~torch.isfinite(value)).sum()):
+            raise _check.TinyhallError(f"scores: expected finite values, got {odd} of {name} that are not")
     if int(kind.min()) < 0 or int(kind.max()) >= len(kinds):
         raise _check.fail("kind", kind, f"indices of the {len(kinds)} kinds")
     data = {
@@ -486,6 +488,13 @@ def story(
 def _falling(t: Sequence[int]) -> None:
     if len(t) < 2 or any(a <= b for a, b in pairwise(t)):
         raise _check.fail("t", list(t), "at least two falling moments")
+
+
+def _logarithmic(scores: Tensor) -> None:
+    """Refuses scores that have no place on a log axis."""
+    odd = scores[~(scores > 0) | ~torch.isfinite(scores)]
+    if len(odd):
+        raise _check.TinyhallError(f"scores: expected finite values above 0, got {float(odd[0])}")
 
 
 def _shaped(*expected: tuple[str, Tensor, tuple[int, ...]]) -> None:

@@ -32,11 +32,12 @@ class Filter:
         """The highest threshold that removes at least the share `remove` of the hallucinated.
 
         Raises:
-            TinyhallError: no hallucinated sample to set it by, or a share outside (0, 1].
+            TinyhallError: lengths that differ, a score that is NaN, no hallucinated sample to set it by, or a share outside
+                (0, 1].
         """
-        stats._labelled(scores, hallucinated)
+        stats._labelled(scores, hallucinated, "hallucinated")
         _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
-        bad = scores[hallucinated].sort(descending=True).values
+        bad = scores.detach()[hallucinated].sort(descending=True).values
         if not len(bad):
             raise _check.TinyhallError("hallucinated: expected at least one to set the threshold by, got none")
         return cls(float(bad[math.ceil(remove * len(bad) - 1e-9) - 1]))
@@ -46,7 +47,12 @@ class Filter:
         return scores < self.threshold
 
     def report(self, scores: Float[Tensor, " n"], hallucinated: Bool[Tensor, " n"]) -> Report:
-        """On samples that the threshold was not set by, unless you mean to fool yourself."""
+        """On samples that the threshold was not set by, unless you mean to fool yourself.
+
+        Raises:
+            TinyhallError: lengths that differ, a score that is NaN, or samples of one kind only.
+        """
+        stats._labelled(scores, hallucinated, "hallucinated", both=True)
         area = stats.auroc(scores, hallucinated)
         keep = self.keep(scores)
         bad, good = int(hallucinated.sum()), int((~hallucinated).sum())
@@ -102,7 +108,12 @@ def needed(keep: int, drop: float) -> int:
 
 
 def split(n: int, generator: torch.Generator, share: float = 0.5) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"]]:
-    """Shuffled indices 0..n-1 in two parts: calibration, held-out."""
+    """Shuffled indices 0..n-1 in two parts: calibration, held-out.
+
+    Raises:
+        TinyhallError: n below 2, a share outside (0, 1), or no generator.
+    """
+    _check.generator("generator", generator)
     if _check.positive_int("n", n) < 2 or isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
         raise _check.TinyhallError(f"n, share: expected n >= 2 and 0 < share < 1, got {n} and {share}")
     order = torch.randperm(n, generator=generator, device=generator.device).cpu()

@@ -100,9 +100,10 @@ class Hands(CountedHands):
         """n hands, float32 in -1..1, on the generator's device; with `fingers` of them, the thumb included.
 
         Raises:
-            TinyhallError: fewer than 2 or more than 7 fingers: more could not be told apart.
+            TinyhallError: fewer than 2 or more than 7 fingers: more could not be told apart; n below 1, or no generator.
         """
         _check.positive_int("n", n)
+        _check.generator("generator", generator)
         if isinstance(fingers, bool) or not isinstance(fingers, int) or not 2 <= fingers <= 7:
             raise _check.fail("fingers", fingers, "a whole number from 2 to 7")
         cuts = [min(_CHUNK, n - low) for low in range(0, n, _CHUNK)]
@@ -181,7 +182,12 @@ class HandPhotos(CountedHands):
                 "are free for research from their author: https://sites.google.com/view/11khands"
             )
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            try:
+                rows = list(csv.DictReader(file))
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise _check.TinyhallError(
+                    f"folder: expected a table in UTF-8, got something else in {table} ({error})"
+                ) from error
         short = next((line for line, row in enumerate(rows, 2) if None in row.values()), None)
         if short is not None:
             raise _check.TinyhallError(f"folder: expected a value for every column, got fewer in line {short} of {table}")
@@ -238,8 +244,9 @@ class HandPhotos(CountedHands):
         """n photographs, float32 in -1..1, none twice.
 
         Raises:
-            TinyhallError: more than there are.
+            TinyhallError: more than there are, or no generator.
         """
+        _check.generator("generator", generator)
         if _check.positive_int("n", n) > len(self):
             raise _check.fail("n", n, f"at most {len(self)}, the number of photographs")
         rows = torch.randperm(len(self), generator=generator, device=generator.device)[:n].cpu()

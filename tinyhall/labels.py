@@ -71,7 +71,7 @@ def judged(labels: Mapping[int, str]) -> tuple[Int[Tensor, " m"], HandJudgement]
     rows = sorted(labels)
     fingers = [{"6+": 6, "unclear": -1}.get(labels[row]) or int(labels[row]) for row in rows]
     kind = [UNCLEAR if k < 0 else IN_SUPPORT if k == 5 else WRONG_COUNT for k in fingers]
-    return torch.tensor(rows, dtype=torch.int64), HandJudgement(torch.tensor(kind), torch.tensor(fingers))
+    return torch.tensor(rows, dtype=torch.int64), HandJudgement(*(torch.tensor(v, dtype=torch.int64) for v in (kind, fingers)))
 
 
 def agreement(first: Mapping[int, str], second: Mapping[int, str]) -> Agreement:

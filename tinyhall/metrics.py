@@ -64,7 +64,8 @@ class TrajectoryVariance:
         if not self.window[0] <= step.t < self.window[1]:
             return
         # x0_hat reaches 1e23 early on: its square overflows float32.
-        value = step.x0_hat.to(torch.float32 if step.x0_hat.device.type == "mps" else torch.float64)
+        # Detached: what a network returned outside of no_grad would hold on to every step's graph.
+        value = step.x0_hat.detach().to(torch.float32 if step.x0_hat.device.type == "mps" else torch.float64)
         self.count += 1
         if self._mean is None or self._squares is None:
             self._mean, self._squares = value.clone(), torch.zeros_like(value)
@@ -128,16 +129,31 @@ def denoising_error(
 
     Unlike the trajectory variance it needs the finished sample alone. Near the data it measures the local intrinsic dimension
     that the model sees (arXiv 2605.05026).
+
+    Args:
+        net: predicts eps. Where it has parameters, x is moved to them, a part at a time; the answer is on the processor.
+        x: samples, float32 `[n, *shape]`.
+        times: values of t.
+        generator: for the noises.
+        repeats: noises for each x and t.
+
+    Returns:
+        float32, in squared units of x.
+
+    Raises:
+        TinyhallError: bad arguments.
     """
     _check.floats("x", x)
+    _check.generator("generator", generator)
     if any(type(t) is not int or not 0 <= t < schedule.steps for t in times):
         raise _check.fail("times", times, f"values of t in 0..{schedule.steps - 1}")
     _check.positive_int("repeats", repeats)
     out = torch.zeros(len(x), len(times), dtype=torch.float64)
     size = max(2**18 // x[0].numel(), 1)
+    place = next(net.parameters(), x).device if isinstance(net, torch.nn.Module) else x.device
     with torch.no_grad():
         for low in range(0, len(x), size):
-            part = x[low : low + size]
+            part = x[low : low + size].to(place)
             for i, t in enumerate(times):
                 at = torch.tensor([t], device=part.device).expand(len(part))
                 for _ in range(repeats):

@@ -125,6 +125,7 @@ class MNIST:
         """
         if _check.positive_int("n", n) > len(self):
             raise _check.fail("n", n, f"at most {len(self)}, the number of images")
+        _check.generator("generator", generator)
         rows = torch.randperm(len(self), generator=generator, device=generator.device)[:n].cpu()
         return self.images(rows), self.labels[rows]
 

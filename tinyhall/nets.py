@@ -75,9 +75,17 @@ class MLP(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Float[Tensor, "n dim"], t: Int[Tensor, " n"], label: Tensor | None = None) -> Float[Tensor, "n dim"]:
-        """The predicted noise. `label` is taken for the common signature and must be None."""
+        """The predicted noise. `label` is taken for the common signature and must be None.
+
+        Raises:
+            TinyhallError: x of other dimensions than the network's, not one t for each x, or a label.
+        """
         if label is not None:
             raise _check.fail("label", label, "None: this network knows no classes")
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise _check.fail("x", x, f"shape [n, {self.dim}]")
+        if t.shape != x.shape[:1]:
+            raise _check.fail("t", t, f"shape [{len(x)}], one for each x")
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return self.trunk(x, self.time_features(t))
         # A sampler sends up to a million rows. In slices that fit the caches they take a third of the time, and a few MB.
@@ -155,7 +163,7 @@ class Tabulated:
             raise _check.fail("t", t, "the same t for every x")
         row = self.table[int(t[0])]
         place = (x - self.low) * self.per_unit
-        left = place.floor().clamp_(0, len(row) - 2)
+        left = place.floor().nan_to_num_(0.0).clamp_(0, len(row) - 2)  # NaN has no place; it comes back from the lerp
         index = left.long()
         y0, y1 = row[index], row[index + 1]
         eps = torch.lerp(y0, y1, place - left)

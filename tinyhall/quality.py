@@ -24,7 +24,7 @@ def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     """
     x, y = _features(a=a, b=b)
     mean = (x.mean(0) - y.mean(0)).square().sum()
-    s, t = x.T.cov(), y.T.cov()
+    s, t = (v.T.cov().reshape(v.shape[1], v.shape[1]) for v in (x, y))  # of one feature, `cov` is a bare number
     # The trace of (S T)^(1/2) is the sum of roots of the eigenvalues of S^(1/2) T S^(1/2), which is symmetric.
     values, vectors = torch.linalg.eigh(s)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Generation:
     number: int  # 1 is the model of the real data, which all arms share
     arm: str
     folder: Path
-    metrics: dict[str, Any]  # what `evaluate` said of the samples drawn
+    metrics: dict[str, Any]  # what `evaluate` said of the samples drawn, as its file has it: lists for tuples, text for keys
     kept: Int[Tensor, " keep"]  # which of them the next generation learns from, rising
 
     def samples(self) -> Samples:
@@ -54,7 +55,7 @@ def select(samples: Samples, arm: str, keep: int, drop: float, generator: torch.
         generator: for the lot.
 
     Raises:
-        TinyhallError: an unknown arm, a share outside [0, 1), or too few samples.
+        TinyhallError: an unknown arm, a share outside [0, 1), too few samples, or a lot without a generator.
     """
     if arm not in ARMS:
         raise _check.fail("arm", arm, f"one of {', '.join(ARMS)}")
@@ -64,6 +65,7 @@ def select(samples: Samples, arm: str, keep: int, drop: float, generator: torch.
     if arm == "none":
         return torch.arange(keep)
     if arm == "random":
+        _check.generator("generator", generator)
         return torch.randperm(of, generator=generator, device=generator.device)[:keep].cpu().sort().values
     return keep_k(next(iter(samples.scores.values()))[:of], keep)
 
@@ -99,11 +101,12 @@ def recurse(
     also in mid-training, ends in the bits of one that was not.
 
     Args:
-        data: the real data, float32 `[n, *shape]`.
+        data: the real data, float32 `[n, *shape]`, wherever they lie; `learn` gets them on the processor, as it does samples.
         learn: see `Learn`; its generators should come from the generation's number, so that arms share their luck.
         arm, drop: see `select`.
         draw: samples drawn by each generation; without it, as many as the arm needs. Arms that share a folder must agree on it.
-        metric: what "variance" filters by; without it `TrajectoryVariance((0, 10))`, the paper's.
+        metric: what "variance" filters by; without it `TrajectoryVariance((0, 10))`, the paper's. Its score is of any floating
+            type, and nowhere NaN.
         sampler: draws the samples.
         label, guidance: classes of the data, for networks that take them; every generation is asked for the same ones in the
             same order, over again where it draws more, and the next learns each sample under the class it was asked for.
@@ -115,10 +118,10 @@ def recurse(
         note: anything else that a folder must agree on, such as a card's hash.
 
     Raises:
-        TinyhallError: bad arguments, a folder that other arguments or damaged files have left behind, or one in which another
-            process makes the same generation.
+        TinyhallError: bad arguments, a folder that other arguments or damaged files have left behind, one in which another
+            process makes the same generation, or scores that are none.
     """
-    _check.floats("data", data)
+    data = _check.floats("data", data).detach().cpu()
     _check.positive_int("generations", generations)
     if arm not in ARMS:
         raise _check.fail("arm", arm, f"one of {', '.join(ARMS)}")
@@ -142,7 +145,9 @@ def recurse(
         "sampler": _moves(sampler, schedule), "seed": seed,
     }  # fmt: skip
     if label is not None:
-        _check.labels("label", label, len(data))
+        label = _check.labels("label", label, len(data)).cpu()
+        if guidance is not None:
+            _check.number("guidance", guidance, "a finite number", math.isfinite)
         settings |= {"label": fingerprint(label), "guidance": guidance}
     elif guidance is not None:
         raise _check.TinyhallError("guidance: expected a label beside it, got none")
@@ -160,7 +165,7 @@ def _generations(
     evaluate: Callable[[Samples], dict[str, Any]], seed: int, progress: bool,
 ) -> Iterator[Generation]:  # fmt: skip
     keep, shape, kept = len(data), tuple(data.shape[1:]), None
-    asked = None if label is None else label.cpu()[torch.arange(draw) % keep]
+    asked = None if label is None else label[torch.arange(draw) % keep]
     share = round(real * keep)
     branch = root / (f"{arm}-{needed(keep, drop)}" + (f"-real{share}" if share else "") + ("-accumulate" if accumulate else ""))
     first, first_label = data, label
@@ -183,6 +188,8 @@ def _generations(
                     net, schedule, draw, shape=shape, metrics=[metric], sampler=sampler, label=asked, guidance=guidance,
                     generator=stream(seed, f"generation/{number}"), progress=progress,
                 )  # fmt: skip
+                if not _is_score(score := drawn.scores[metric.name], drawn.x):
+                    raise _check.fail(f"metric {metric.name}", score, f"a floating score of shape [{draw}] without NaN")
                 state = {**origin, "drew": fingerprint(drawn.x), "metrics": evaluate(drawn)}
                 if rank() == 0:
                     scores = {f"score.{name}": score for name, score in drawn.scores.items()}
@@ -190,6 +197,7 @@ def _generations(
                     write_tensors(place / "samples.safetensors", {"x": drawn.x, **asked_for, **scores})
                     write_json(place / "state.json", state)  # last: a generation without it is not finished
                 barrier()
+                state = read_json(place / "state.json")  # what a second call will find
         indices = select(drawn, arm, keep, drop, stream(seed, f"lot/{number}"))
         yield Generation(number, arm, place, state["metrics"], indices)
         kept = hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
@@ -218,13 +226,14 @@ def _drawn(place: Path) -> Samples:
     got = ", ".join(sorted(tensors))
     x, label = tensors.pop("x", None), tensors.pop("label", None)
     scores = {k.removeprefix("score."): v for k, v in tensors.items()}
-    if (
-        x is None
-        or not scores
-        or any(v.shape != x.shape[:1] or v.dtype != x.dtype or bool(v.isnan().any()) for v in scores.values())
-    ):
+    if x is None or not scores or not all(_is_score(score, x) for score in scores.values()):
         raise _check.TinyhallError(f"samples: expected a tensor x and a score for each, got {got} in {place}")
     return Samples(x, scores, label)
+
+
+def _is_score(score: Tensor, x: Tensor) -> bool:
+    """One for each sample, of any floating type, none NaN."""
+    return score.is_floating_point() and score.shape == x.shape[:1] and not bool(score.isnan().any())
 
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:
@@ -234,8 +243,9 @@ def _agree(path: Path, settings: dict[str, Any]) -> None:
             write_json(path, settings)
         return
     before = read_json(path)
-    for key, value in settings.items():
-        was = before.get(key) if isinstance(before, dict) else None
+    before = before if isinstance(before, dict) else {}
+    for key in [*settings, *before]:  # also what is set there and not here: labels
+        was, value = before.get(key), settings.get(key)
         if was != value:
             raise _check.TinyhallError(f"{key}: expected {was!r}, with which {path.parent} was begun, got {value!r}")
 

@@ -75,13 +75,15 @@ def _times(schedule: Schedule, steps: int | Sequence[int] | None) -> list[int]:
     The paper's schedule is noise from t = 363 on (alpha_bar < 1e-6): a short sampler that visited the rest would waste most of
     its steps, and multiply x by thousands in each. A schedule that never falls so low is spaced over all of it.
     """
-    if steps is None or steps == schedule.steps:
+    if steps is None or (isinstance(steps, Integral) and steps == schedule.steps):
         return list(range(schedule.steps - 1, -1, -1))
     if isinstance(steps, Sequence):
         whole = bool(steps) and all(isinstance(t, Integral) for t in steps)
         if not whole or any(a <= b for a, b in pairwise(steps)) or not 0 <= steps[-1] <= steps[0] < schedule.steps:
             raise _check.fail("steps", steps, f"falling values of t in 0..{schedule.steps - 1}")
         return [int(t) for t in steps]
+    if not isinstance(steps, int):
+        raise _check.fail("steps", steps, "a whole number, a list of falling values of t, or None")
     if _check.positive_int("steps", steps) > schedule.steps:
         raise _check.fail("steps", steps, f"at most {schedule.steps}, the schedule's number of steps")
     last = min(int((schedule.alpha_bar >= 1e-6).sum()), schedule.steps - 1)
@@ -137,7 +139,8 @@ class ddim:
 
 @dataclass(frozen=True)
 class hybrid:
-    """DDIM, then ancestral noise in the last `stochastic` steps (the remedy of arXiv 2605.06831)."""
+    """DDIM, then ancestral steps for the last `stochastic`, of which the very last adds no noise (the remedy of arXiv
+    2605.06831)."""
 
     stochastic: int = 4
     variance: str = "small"
@@ -228,12 +231,21 @@ def reverse(
         _check.labels("label", label, shape[0])
     place = _device.pick(device if device is not None else where(net))
     label = None if label is None else label.to(place)
-    noise: Noise = _Stream(generator, place) if isinstance(generator, torch.Generator) else generator
+    noise = generator if isinstance(generator, Noise) else _Stream(_check.generator("generator", generator), place)
     if x is not None:
         _check.floats("x", x)
         if tuple(x.shape) != tuple(shape):
             raise _check.fail("x", x, f"shape {tuple(shape)}")
-    return _walk(net, schedule, tuple(shape), sampler(schedule), noise, x, label, guidance, place)
+    return _walk(net, schedule, tuple(shape), _moves(sampler, schedule), noise, x, label, guidance, place)
+
+
+def _moves(sampler: Any, schedule: Schedule) -> list[Move]:
+    if not callable(sampler) or isinstance(sampler, type):  # ddim instead of ddim()
+        raise _check.fail("sampler", sampler, "ddpm(), ddim(), hybrid() or a function from a schedule to a list of Move")
+    moves = sampler(schedule)
+    if not isinstance(moves, Sequence) or not moves or not all(isinstance(move, Move) for move in moves):
+        raise _check.fail("sampler", moves, "a function that returns a list of at least one Move")
+    return list(moves)
 
 
 def _walk(
@@ -253,9 +265,7 @@ def _walk(
         # An expanded scalar, not n copies: a network may notice and work its time features out once.
         t = torch.tensor([move.t], device=device).expand(shape[0])
         with torch.no_grad():
-            eps = predict(net, x, t, label, guidance)
-            if not isinstance(eps, Tensor) or eps.shape != x.shape:
-                raise _check.fail("net", eps, f"eps of x's shape {shape}")
+            eps = _check.eps(predict(net, x, t, label, guidance), x)
             x0_hat = schedule.predict_x0(x, t[:1], eps)
             x = move.keep * x + move.push * eps
             if move.noise > 0:
@@ -329,12 +339,17 @@ def sample(
         TinyhallError: bad arguments, or what `reverse` raises.
     """
     n = _check.positive_int("n", n)
+    _check.generator("generator", generator)
     one = _sample_shape(net, shape)
     numbers = math.prod(one)
     place = _device.pick(device if device is not None else where(net))
     block = max(1, 65_536 // numbers)
     usual = 2**18 if place.type == "cpu" and len(one) > 1 else 2**20
-    batch = max(block, usual // numbers) if batch_size is None else _check.positive_int("batch_size", batch_size)
+    if batch_size is None:
+        # At most a process's share, in whole blocks of noise: else one chunk would hold all, and the others wait.
+        batch = max(block, min(usual // numbers, math.ceil(n / _device.processes() / block) * block))
+    else:
+        batch = _check.positive_int("batch_size", batch_size)
     if label is not None:
         _check.labels("label", label, n)
     for metric in metrics:

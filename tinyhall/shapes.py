@@ -147,7 +147,7 @@ class SimpleShapes:
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 1 size size"]:
         """n images, float32 of -1 and 1, on the generator's device."""
         _check.positive_int("n", n)
-        device = generator.device
+        device = _check.generator("generator", generator).device
         # The 7 sets of shapes that are not empty, by their probabilities: the same as to draw blank images again.
         sets = torch.cartesian_prod(*[torch.arange(2)] * 3)[1:]
         weights = self.p ** sets.sum(1).double() * (1 - self.p) ** (3 - sets.sum(1)).double()

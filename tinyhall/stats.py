@@ -81,7 +81,7 @@ def sliced_wasserstein(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], dir
     else:
         lines = torch.randn(x.shape[1], directions, generator=torch.Generator().manual_seed(0))
         lines = lines / lines.norm(dim=0)
-    a, b = (x.cpu() @ lines).numpy(), (y.cpu() @ lines).numpy()
+    a, b = (x.detach().cpu() @ lines).numpy(), (y.detach().cpu() @ lines).numpy()
     return float(sum(wasserstein_distance(a[:, i], b[:, i]) for i in range(directions)) / directions)
 
 
@@ -99,7 +99,7 @@ def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"], strata: Int
         strata = torch.zeros(len(scores), dtype=torch.int64)
     elif not isinstance(strata, Tensor) or strata.dtype.is_floating_point or strata.shape != scores.shape:
         raise _check.fail("strata", strata, f"shape {tuple(scores.shape)}")
-    scores, positive, strata = scores.cpu(), positive.cpu(), strata.cpu()
+    scores, positive, strata = scores.detach().cpu(), positive.cpu(), strata.cpu()
     pairs, value, variance, positives, negatives = 0, 0.0, 0.0, 0, 0
     for stratum in strata.unique():
         rows = strata == stratum
@@ -140,10 +140,8 @@ def roc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> tuple[Tens
     Raises:
         TinyhallError: lengths differ, a score is NaN, or one of the two classes is empty.
     """
-    _labelled(scores, positive)
-    scores, positive = scores.cpu(), positive.cpu()
-    if not bool(positive.any()) or bool(positive.all()):
-        raise _one_class(positive)
+    _labelled(scores, positive, both=True)
+    scores, positive = scores.detach().cpu(), positive.cpu()
     order = scores.argsort(descending=True, stable=True)
     ranked, hit = scores[order], positive[order].double()
     last = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])])  # one point per distinct score
@@ -152,15 +150,18 @@ def roc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> tuple[Tens
     return torch.cat([zero, fp / fp[-1]]), torch.cat([zero, tp / tp[-1]])
 
 
-def _one_class(positive: Tensor) -> _check.TinyhallError:
+def _one_class(positive: Tensor, name: str = "positive") -> _check.TinyhallError:
     m, n = int(positive.sum()), int((~positive).sum())
-    return _check.TinyhallError(f"positive: expected both classes, got {m} positive and {n} negative")
+    return _check.TinyhallError(f"{name}: expected both classes, got {m} positive and {n} negative")
 
 
-def _labelled(scores: Any, positive: Any) -> None:
+def _labelled(scores: Any, positive: Any, name: str = "positive", *, both: bool = False) -> None:
+    """`name` is what the caller calls the labels; `both` asks for some of either class."""
     if not isinstance(scores, Tensor) or scores.ndim != 1 or not scores.is_floating_point() or len(scores) == 0:
         raise _check.fail("scores", scores, "a float tensor of shape [n], n >= 1")
     if bool(scores.isnan().any()):
         raise _check.TinyhallError(f"scores: expected no NaN, got {int(scores.isnan().sum())}")
     if not isinstance(positive, Tensor) or positive.dtype != torch.bool or positive.shape != scores.shape:
-        raise _check.fail("positive", positive, f"a bool tensor of shape {tuple(scores.shape)}")
+        raise _check.fail(name, positive, f"a bool tensor of shape {tuple(scores.shape)}")
+    if both and (not bool(positive.any()) or bool(positive.all())):
+        raise _one_class(positive, name)

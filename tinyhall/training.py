@@ -51,6 +51,7 @@ class Run:
     losses: list[float] = field(default_factory=list)  # one per `every` steps of fit
     seconds: float = 0.0  # of wall time in fit, interruptions left out
     bf16: bool | None = None  # how its products are taken; None until fit has asked the device
+    raw: dict[str, Tensor] | None = None  # the trained weights, where fit has put their average in the network
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to sample with: the moving average where there is one."""
@@ -58,7 +59,8 @@ class Run:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written beside and renamed, so that a killed process leaves the last one whole."""
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        raw = self.net.state_dict() if self.raw is None else self.raw
+        tensors = {f"net.{k}": v for k, v in raw.items()}
         tensors |= {f"ema.{k}": v for k, v in (self.ema or {}).items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
@@ -88,6 +90,11 @@ class Run:
                 raise _check.TinyhallError(
                     f"checkpoint: expected one with {key}={self.settings.get(key)!r}, got {settings.get(key)!r} in {path}"
                 )
+        state, device = tensors.get("generator"), self.generator.device.type
+        if state is not None and state.shape != self.generator.get_state().shape:
+            raise _check.TinyhallError(
+                f"checkpoint: expected one made on the same kind of device, {device}, got the random state of another in {path}"
+            )
         try:
             self._restore(tensors)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
@@ -113,6 +120,7 @@ class Run:
         losses = tensors["losses"]
         _alike("losses", {"": losses}, {"": torch.empty(losses.numel(), dtype=torch.float64)})
         self.net.load_state_dict(under("net."))
+        self.raw = None
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
         self.generator.set_state(tensors["generator"])
         if self.ema is not None:
@@ -221,16 +229,15 @@ def train(
         microbatch: rows sent through the network at a time, their gradients added up; by default 2,500 for points on a
             processor, where that keeps activations in cache, otherwise the whole batch.
         run: a run to continue, with its own generator, begun with the same network, data and settings; without one, a new one.
+            One that `fit` returned goes on from its trained weights, not from their average.
 
     Raises:
         TinyhallError: bad arguments. A loss that is not finite is the caller's to judge; `fit` stops at it.
     """
-    device = next(net.parameters()).device
+    device = _place(net, generator)
     _check.floats("data", data)
     steps = _check.positive_int("steps", steps)
     batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
-    if generator.device.type != device.type:
-        raise _check.TinyhallError(f"generator: expected one on {device}, the network's device, got {generator.device}")
     if label is not None:
         _check.labels("label", label, len(data))
     if run is None:
@@ -244,7 +251,19 @@ def train(
         microbatch = _device.ROWS_IN_CACHE if device.type == "cpu" and data.ndim == 2 else batch_size
     _check.positive_int("microbatch", microbatch)
     label = None if label is None else label.to(device)
-    return _steps(run, data.to(device), label, schedule, steps, batch_size, label_dropout, ema, bf16, microbatch)
+    # Detached: microbatches share a batch, and none may walk back into what made the data.
+    data = data.detach().to(device)
+    return _steps(run, data, label, schedule, steps, batch_size, label_dropout, ema, bf16, microbatch)
+
+
+def _place(net: Any, generator: Any) -> torch.device:
+    """The network's device, where the generator must be too."""
+    first = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+    if first is None:
+        raise _check.fail("net", net, "an nn.Module with parameters")
+    if _check.generator("generator", generator).device.type != first.device.type:
+        raise _check.TinyhallError(f"generator: expected one on {first.device}, the network's device, got {generator.device}")
+    return first.device
 
 
 def _same(run: Run, net: nn.Module, settings: dict[str, Any]) -> None:
@@ -269,6 +288,9 @@ def _steps(
 ) -> Iterator[TrainStep]:
     net, generator, device = run.net, run.generator, data.device
     net.train()
+    if run.raw is not None and run.step < steps:
+        net.load_state_dict(run.raw)
+        run.raw = None
     _device.keep_freed_memory()
     per_epoch = len(data) // batch_size
     epoch, shuffled = -1, torch.empty(0)
@@ -311,7 +333,7 @@ def _gradients(
         part = slice(i, min(i + microbatch, high))
         with _device.autocast(x.device, bf16):
             out = net(x[part], t[part]) if label is None else net(x[part], t[part], label[part])
-        loss = F.mse_loss(out.float(), eps[part], reduction="sum") / eps.numel()
+        loss = F.mse_loss(_check.eps(out, x[part]).float(), eps[part], reduction="sum") / eps.numel()
         loss.backward()
         total += loss.detach()
     if world > 1:
@@ -354,8 +376,9 @@ def fit(
 ) -> Run:
     """Drives `train` to the end: a bar with loss and steps a second, checkpoints, resume, and a clean stop.
 
-    Where `checkpoint` exists, the run goes on from it and ends in the bits of one that was never interrupted. On return the
-    network holds the weights to sample with (the moving average where `ema` is given).
+    Where `checkpoint` exists, the run goes on from it and ends in the bits of one that was never interrupted; one that has
+    reached `steps`, or gone beyond them, is returned as it is: see `Run.step`. On return the network holds the weights to
+    sample with (the moving average where `ema` is given).
 
     Args:
         bf16: None lets the device decide. A run that is resumed goes on as it began.
@@ -369,11 +392,11 @@ def fit(
     Raises:
         TinyhallError: bad arguments, a checkpoint of another run or in a folder where another process is at work, or a loss
             that is not finite.
-        KeyboardInterrupt: after SIGINT, once the checkpoint is written.
+        KeyboardInterrupt: after SIGINT, to whichever of the processes, once the checkpoint is written.
     """
     _check.floats("data", data)
     _check.positive_int("every", every)
-    device = next(net.parameters()).device
+    device = _place(net, generator)
     batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
     run = start(
         net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, label=label, label_dropout=label_dropout,
@@ -396,6 +419,7 @@ def fit(
         _drive(run, steps_left, steps, path, every, progress)
         _device.barrier()  # the checkpoint is there for all processes
     if run.ema is not None:
+        run.raw = {k: v.clone() for k, v in net.state_dict().items()}
         net.load_state_dict(run.ema)
     net.eval()
     return run
@@ -408,10 +432,13 @@ def _drive(run: Run, steps_left: Iterator[TrainStep], steps: int, path: Path | N
     since = run.step  # after a resume in between, the mean covers what this process saw
     bar = _bar(steps, run.step, progress and lead)
     began = time.perf_counter() - run.seconds
+    stop = False
     with _Interrupt() as interrupt, bar:
         for step in steps_left:
             recent += step.loss
-            due = step.step % every == 0 or step.step == steps or interrupt.asked
+            stop = interrupt.agreed(recent.device)
+            complete = step.step % every == 0 or step.step == steps
+            due = complete or stop
             if due or step.step % 100 == 0:
                 mean = float(recent) / (step.step - since)
                 # The loss was finite before the last update; a checkpoint must not keep what that update broke.
@@ -426,14 +453,17 @@ def _drive(run: Run, steps_left: Iterator[TrainStep], steps: int, path: Path | N
             bar.update()
             if due:
                 run.seconds = time.perf_counter() - began
-                if not interrupt.asked or step.step % every == 0:
+                if complete:
                     run.losses.append(float(recent) / (step.step - since))
                     recent.zero_()
                     since = step.step
                 if path is not None and lead:
                     run.save(path)
-            if interrupt.asked:
-                raise KeyboardInterrupt(f"stopped at step {step.step}" + (f", saved in {path}" if path else ""))
+            if stop:
+                break
+        if stop or interrupt.agreed(recent.device):  # the latter: while the last step was recorded
+            _device.barrier()  # no process goes before the first has written
+            raise KeyboardInterrupt(f"stopped at step {run.step}" + (f", saved in {path}" if path else ""))
 
 
 def _bar(steps: int, done: int, show: bool) -> Any:
@@ -453,6 +483,14 @@ class _Interrupt:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any process was asked. All of them call this after the same steps, and stop together: a step needs all."""
+        if _device.processes() == 1:
+            return self.asked
+        asked = torch.tensor(float(self.asked), device=device)
+        _device.sum_over_processes([asked])
+        return float(asked) > 0
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
