@@ -106,7 +106,7 @@ def recurse(
         arm, drop: see `select`.
         draw: samples drawn by each generation; without it, as many as the arm needs. Arms that share a folder must agree on it.
         metric: what "variance" filters by; without it `TrajectoryVariance((0, 10))`, the paper's. Its score is of any floating
-            type, and nowhere NaN.
+            type, kept in that of the samples, and nowhere NaN.
         sampler: draws the samples.
         label, guidance: classes of the data, for networks that take them; every generation is asked for the same ones in the
             same order, over again where it draws more, and the next learns each sample under the class it was asked for.
@@ -190,6 +190,7 @@ def _generations(
                 )  # fmt: skip
                 if not _is_score(score := drawn.scores[metric.name], drawn.x):
                     raise _check.fail(f"metric {metric.name}", score, f"a floating score of shape [{draw}] without NaN")
+                drawn = Samples(drawn.x, {metric.name: score.to(drawn.x.dtype)}, drawn.label)  # as its file will have it
                 state = {**origin, "drew": fingerprint(drawn.x), "metrics": evaluate(drawn)}
                 if rank() == 0:
                     scores = {f"score.{name}": score for name, score in drawn.scores.items()}
@@ -226,7 +227,7 @@ def _drawn(place: Path) -> Samples:
     got = ", ".join(sorted(tensors))
     x, label = tensors.pop("x", None), tensors.pop("label", None)
     scores = {k.removeprefix("score."): v for k, v in tensors.items()}
-    if x is None or not scores or not all(_is_score(score, x) for score in scores.values()):
+    if x is None or not scores or not all(_is_score(score, x) and score.dtype == x.dtype for score in scores.values()):
         raise _check.TinyhallError(f"samples: expected a tensor x and a score for each, got {got} in {place}")
     return Samples(x, scores, label)
 
