@@ -229,7 +229,8 @@ def generations(series: dict[str, Any], *, ylabel: str) -> Figure:
             ax.plot(number, v.T, color=COLOURS[i % 6], lw=0.7, alpha=0.5)
         ax.plot(number, v.mean(0), color=COLOURS[i % 6], marker=MARKERS[i % 6], ms=5, lw=1.8, label=name)
     ax.set(xlabel="generation (1 is trained on real data)", ylabel=ylabel, xticks=number)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=min(len(series), 6))
+    # Above the axes, which give way: a row of six names may be wider than they are.
+    figure.legend(loc="outside upper center", ncols=len(series) if len(series) <= 4 else 3)
     return figure
 
 
