@@ -271,6 +271,69 @@ def test_ema_is_the_average_of_the_weights() -> None:
     assert same_bits(weights(fitted()), raw)  # and averaging does not change what is averaged
 
 
+def test_ema_keeps_numbers_that_are_no_weights() -> None:
+    class Counting(MLP):
+        def __init__(self) -> None:
+            super().__init__(1, width=16, generator=seeded())
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+            self.calls += 1
+            return super().forward(x, t, label)
+
+    run = fitted(Counting(), ema=0.5)
+    assert int(run.weights()["calls"]) == END
+    same = {k: v for k, v in run.weights().items() if k != "calls"}
+    assert same_bits(same, fitted(ema=0.5).weights())
+
+
+def test_after_some_steps_one_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does with it is tested there; a processor can only look at what it is handed."""
+    seen: list[int] = []
+
+    def capture(update: Any, rows: Tensor, generator: torch.Generator) -> Any:
+        seen.append(run.step)
+        return update
+
+    monkeypatch.setattr(training, "_capture", capture)
+    net, asked = small(), options()
+    run = start(net, DATA, SCHEDULE, batch_size=16, lr=1e-3, generator=asked["generator"])
+    steps = training._steps(run, DATA, None, SCHEDULE, END, 16, 0.0, None, False, 16, captured=True)
+    assert [step.step for step in steps] == list(range(1, END + 1)) and seen == [training._WARM]
+    assert same_bits(net.state_dict(), weights(fitted()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["points", "bfloat16", "labels"])
+def test_a_captured_step_ends_in_the_bits_of_an_eager_one(kind: str, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    images = kind == "labels"
+    data = torch.rand(200, 1, 8, 8, generator=seeded()) * 2 - 1 if images else torch.randn(200, 1, generator=seeded())
+    more = {"label": torch.arange(200) % 3, "label_dropout": 0.1, "ema": 0.9} if images else {}
+
+    def trained(captured: bool, parts: tuple[int, ...] = (40,)) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
+        path = tmp_path / f"{captured}{len(parts)}.safetensors"
+        for end in parts:
+            net = UNet(size=8, widths=(8, 8), blocks=1, classes=3) if images else small()
+            net.to("cuda")
+            asked = {"batch_size": 32, "lr": 1e-3, "generator": torch.Generator("cuda").manual_seed(5), **more}
+            run = start(net, data, SCHEDULE, **asked)
+            if path.exists():
+                run.load(path)
+            losses = [
+                step.loss
+                for step in train(net, data, SCHEDULE, steps=end, bf16=kind == "bfloat16", captured=captured, run=run, **asked)
+            ]
+            run.save(path)
+        return losses, net.state_dict() | (run.ema or {}), run.generator.get_state()
+
+    losses, ends, state = trained(False)
+    for again in (trained(True), trained(True, (20, 40))):
+        assert torch.equal(torch.stack(again[0]), torch.stack(losses[-len(again[0]) :]))
+        assert same_bits(again[1], ends) and torch.equal(again[2], state)
+
+
 def test_bf16_trains_in_float32_weights_and_is_close() -> None:
     full, half = fitted(bf16=False), fitted(bf16=True)
     assert all(v.dtype == torch.float32 for v in half.net.state_dict().values())
@@ -685,6 +748,7 @@ def bad(**changed: Any) -> Any:
         (lambda: walk(nn.Identity(), DATA), ("net", "an nn.Module with parameters", "Identity")),
         (lambda: bad(generator=0), ("generator", "torch.Generator().manual_seed(0)", "0 (int)")),
         (lambda: walk(small(), DATA, generator=None), ("generator", "torch.Generator().manual_seed(0)", "None")),
+        (lambda: walk(small(), DATA, captured=True), ("captured", "on a GPU and one process", "cpu, 1 at work")),
     ],
 )
 def test_errors(make, parts, unchecked) -> None:

@@ -47,6 +47,7 @@ _SHOWN = 60  # images of each generation that an artifact keeps
 _WORST = 40  # and of those that the filter dropped, the highest scores
 _OF_DIGITS = ("agreement", "fid", "precision", "recall", "density", "coverage", "width")  # figures of digits alone
 STAGES = 8  # of a training of images, at the end of each of which some are drawn
+_STAGE = 500  # so many: an interval of eight points at one half
 _KEPT = 10_000  # in-support samples whose scores an artifact keeps
 
 
@@ -237,8 +238,8 @@ def reproduce(
     """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training.
 
     A recursion's card is run arm by arm instead; `samplers` is not for it. Of models of images, `keep` is how many an artifact
-    keeps verdicts and scores of, and `pictures`, or else as many, the images themselves: what `metrics` says rests on all
-    that were drawn.
+    keeps verdicts, scores and pictures of, with traces of a few; `pictures`, where it is given, how many pictures, and no
+    traces. What `metrics` says rests on all that were drawn.
 
     Raises:
         TinyhallError: a card that is not, field by field, the one of its name and scale, whose artifact this would replace; a
@@ -312,7 +313,7 @@ def _reproduce_images(
                     f"{folder(runs, card, seed) / 'checkpoint.safetensors'}; move it away to train anew"
                 )
             draw = sample(
-                net, schedule, max(card.samples // 8, 1), sampler=ddpm("small", card.respace),
+                net, schedule, min(card.samples, _STAGE), sampler=ddpm("small", card.respace),
                 generator=cards.stream(seed, f"stage/{stage}"), progress=progress,
             )  # fmt: skip
             _device.once(write_json, kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})

@@ -145,9 +145,9 @@ class ImageDraw:
         return out
 
     def tensors(self, keep: int = 10_000, pictures: int | None = None) -> dict[str, Tensor]:
-        """What an artifact keeps of the first `keep` images: verdicts, logarithms of scores, traces; and in 8 bits the images
-        themselves, or only the first `pictures` of them."""
-        rows = self.trace_rows < keep
+        """What an artifact keeps of the first `keep` images: verdicts, logarithms of scores; and in 8 bits the images and the
+        traces, or of the first `pictures` the images alone."""
+        rows = self.trace_rows < (keep if pictures is None else 0)
         return {
             "x": quantised(self.x[: keep if pictures is None else min(pictures, keep)]),
             **{k: v[:keep].to(torch.int16) for k, v in self.verdict.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -95,6 +96,18 @@ class Schedule:
     def _one_minus_alpha_bar(self) -> Float[Tensor, " T"]:
         return -torch.expm1(self.log_alpha_bar)
 
+    @cached_property
+    def _signal(self) -> Float[Tensor, " T"]:
+        return self.alpha_bar.sqrt()
+
+    @cached_property
+    def _noise(self) -> Float[Tensor, " T"]:
+        return self._one_minus_alpha_bar.sqrt()
+
+    @cached_property
+    def _scale(self) -> Float[Tensor, " T"]:
+        return (-0.5 * self.log_alpha_bar).exp()
+
     def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """table[t] in x's dtype and on its device, shaped to multiply x."""
         # Python would take -1 for the last step. Elsewhere than on a processor a look at t would stall the device.
@@ -102,8 +115,15 @@ class Schedule:
             low, high = (int(end) for end in t.aminmax())
             if low < 0 or high >= self.steps:
                 raise _check.TinyhallError(f"t: expected values in 0..{self.steps - 1}, got {low} to {high}")
-        out = table.to(device=x.device, dtype=x.dtype)[t]
-        return out.view(-1, *[1] * (x.ndim - 1))
+        return self._placed(table, x)[t].view(-1, *[1] * (x.ndim - 1))
+
+    def _placed(self, table: Tensor, x: Tensor) -> Tensor:
+        # A table of this object is brought to a device once: a copy at every step would make a GPU's launches wait.
+        key = id(table), x.device, x.dtype
+        tables: dict[Any, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_tables", {})
+        if key not in tables:
+            tables[key] = table, table.to(device=x.device, dtype=x.dtype)  # the first keeps its id from being given again
+        return tables[key][1]
 
     def q_sample(self, x0: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
         """x_t given x_0 and the noise, all `[n, *shape]` (Ho et al. 2020, eq. 4).
@@ -111,16 +131,14 @@ class Schedule:
         Raises:
             TinyhallError: a t outside 0..T-1, on a processor.
         """
-        a = self._at(self.alpha_bar.sqrt(), t, x0)
-        return a * x0 + self._at(self._one_minus_alpha_bar.sqrt(), t, x0) * eps
+        return self._at(self._signal, t, x0) * x0 + self._at(self._noise, t, x0) * eps
 
     def predict_x0(self, x: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
         """The x_0 that x_t and eps imply, `[n, *shape]`: q_sample solved for x_0.
 
         Finite in float32 over the paper's schedule, yet about 1e23 near t = T-1: a quantity to look at, not to step through.
         """
-        scale = self._at((-0.5 * self.log_alpha_bar).exp(), t, x)
-        return (x - self._at(self._one_minus_alpha_bar.sqrt(), t, x) * eps) * scale
+        return (x - self._at(self._noise, t, x) * eps) * self._at(self._scale, t, x)
 
     def posterior(self, x0: Tensor, x: Tensor, t: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
         """Mean `[n, *shape]` and variance `[n, 1, ...]` of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7).

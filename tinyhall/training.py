@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from ._typing import Float, Int, Tensor
 from .artifacts import alone, read_tensors, write_tensors
 from .schedule import Schedule
 
+_WARM = 3  # steps taken one kernel at a time before a step is captured: they make what is made once
 _LATER = ("schedule betas", "net layout")  # settings that checkpoints have not always had: one without them loads
 
 
@@ -157,7 +158,8 @@ def start(
     if ema is not None:
         _check.number("ema", ema, "None or a number in (0, 1)", lambda v: 0 < v < 1)
     settings = _settings(net, data, schedule, batch_size, lr, label, label_dropout, ema) | {"note": note}
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
+    capturable = all(p.is_cuda for p in net.parameters())
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=True, capturable=capturable)
     average = None if ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
     order = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     return Run(net, optimizer, generator, order, settings, ema=average)
@@ -212,6 +214,7 @@ def train(
     ema: float | None = None,
     bf16: bool = False,
     microbatch: int | None = None,
+    captured: bool = False,
     run: Run | None = None,
 ) -> Iterator[TrainStep]:
     """Fits the network to predict the noise (Ho et al. 2020, algorithm 1), one yield per optimiser step.
@@ -228,6 +231,8 @@ def train(
         bf16: autocast to bfloat16; worth it where `tinyhall.device.gains_bf16` says so.
         microbatch: rows sent through the network at a time, their gradients added up; by default 2,500 for points on a
             processor, where that keeps activations in cache, otherwise the whole batch.
+        captured: take the steps as one CUDA graph: a GPU is then handed hundreds of small kernels at once, and does not wait
+            for the processor. The network must do the same at every step, and ask nothing of the processor.
         run: a run to continue, with its own generator, begun with the same network, data and settings; without one, a new one.
             One that `fit` returned goes on from its trained weights, not from their average.
 
@@ -240,6 +245,9 @@ def train(
     batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
     if label is not None:
         _check.labels("label", label, len(data))
+    if captured and (device.type != "cuda" or _device.processes() > 1):
+        came = f"one on {device}, {_device.processes()} at work"
+        raise _check.TinyhallError(f"captured: expected a network on a GPU and one process, got {came}")
     if run is None:
         run = start(
             net, data, schedule, batch_size=batch_size, lr=lr, generator=generator, label=label, label_dropout=label_dropout,
@@ -253,7 +261,7 @@ def train(
     label = None if label is None else label.to(device)
     # Detached: microbatches share a batch, and none may walk back into what made the data.
     data = data.detach().to(device)
-    return _steps(run, data, label, schedule, steps, batch_size, label_dropout, ema, bf16, microbatch)
+    return _steps(run, data, label, schedule, steps, batch_size, label_dropout, ema, bf16, microbatch, captured)
 
 
 def _place(net: Any, generator: Any) -> torch.device:
@@ -285,6 +293,7 @@ def _steps(
     ema: float | None,
     bf16: bool,
     microbatch: int,
+    captured: bool,
 ) -> Iterator[TrainStep]:
     net, generator, device = run.net, run.generator, data.device
     net.train()
@@ -293,15 +302,10 @@ def _steps(
         run.raw = None
     _device.keep_freed_memory()
     per_epoch = len(data) // batch_size
-    epoch, shuffled = -1, torch.empty(0)
-    while run.step < steps:
-        if run.step // per_epoch != epoch:
-            epoch = run.step // per_epoch
-            # Seeded by the epoch, so that a resumed run deals the same batches without storing the order.
-            seed = torch.Generator(device).manual_seed((run.order + epoch) % 2**63)
-            shuffled = torch.randperm(len(data), generator=seed, device=device)
-        at = run.step % per_epoch * batch_size
-        rows = shuffled[at : at + batch_size]
+    epoch, shuffled, first = -1, torch.empty(0), run.step
+    weights = net.state_dict()  # as they are at every step: an optimiser changes them in place
+
+    def update(rows: Tensor) -> Tensor:
         x0 = data[rows]
         t = torch.randint(schedule.steps, (batch_size,), generator=generator, device=device)
         # Rows of a batch are exchangeable. Sorted by t, a microbatch holds few distinct ones (see MLP.time_features).
@@ -313,10 +317,43 @@ def _steps(
             part = label[rows].masked_fill(drop, -1)
         loss = _gradients(net, schedule.q_sample(x0, t, eps), t, eps, part, microbatch, bf16)
         run.optimizer.step()
+        return loss
+
+    step: Callable[[Tensor], Tensor] = update
+    while run.step < steps:
+        if run.step // per_epoch != epoch:
+            epoch = run.step // per_epoch
+            # Seeded by the epoch, so that a resumed run deals the same batches without storing the order.
+            seed = torch.Generator(device).manual_seed((run.order + epoch) % 2**63)
+            shuffled = torch.randperm(len(data), generator=seed, device=device)
+        at = run.step % per_epoch * batch_size
+        rows = shuffled[at : at + batch_size]
+        if captured and run.step == first + _WARM:
+            step = _capture(update, rows, generator)
+        loss = step(rows)
         run.step += 1
         if run.ema is not None:
-            _average(run.ema, net, ema or 0.0, run.step)
+            _average(run.ema, weights, ema or 0.0, run.step)
         yield TrainStep(run.step, loss, run)
+
+
+def _capture(update: Callable[[Tensor], Tensor], rows: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """`update` as a CUDA graph, which reads its rows from one place and leaves its loss in another."""
+    place, graph = rows.clone(), torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)  # a replay draws on, as a step does that is taken one kernel at a time
+    try:
+        with torch.cuda.graph(graph):
+            loss = update(place)
+    except RuntimeError as error:
+        wanted = "False (of fit: compile=False) for a network that asks the processor, or changes what it does"
+        raise _check.fail("captured", True, wanted) from error
+
+    def step(rows: Tensor) -> Tensor:
+        place.copy_(rows)
+        graph.replay()
+        return loss.clone()
+
+    return step
 
 
 def _gradients(
@@ -345,13 +382,12 @@ def _gradients(
 
 
 @torch.no_grad()
-def _average(ema: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
+def _average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, step: int) -> None:
     decay = min(decay, (1 + step) / (10 + step))  # early weights are forgotten quickly
-    for name, value in net.state_dict().items():
-        if value.dtype.is_floating_point:
-            ema[name].lerp_(value, 1 - decay)
-        else:
-            ema[name].copy_(value)
+    moving = [name for name, value in weights.items() if value.dtype.is_floating_point]
+    torch._foreach_lerp_([ema[name] for name in moving], [weights[name] for name in moving], 1 - decay)  # few kernels on a GPU
+    for name in weights.keys() - set(moving):
+        ema[name].copy_(weights[name])
 
 
 def fit(
@@ -382,7 +418,8 @@ def fit(
 
     Args:
         bf16: None lets the device decide. A run that is resumed goes on as it began.
-        compile: `torch.compile` the network; pays from some thousand steps on, and needs a C++ compiler.
+        compile: `torch.compile` the network; pays from some thousand steps on, and needs a C++ compiler. On a GPU the steps are
+            captured, too.
         checkpoint: a file; written every `every` steps, at the end, and on SIGINT.
         every: steps between checkpoints; also between entries of `Run.losses`, each a mean over that many steps, or
             over those since the run was resumed.
@@ -407,14 +444,14 @@ def fit(
         if path is not None and path.exists():
             run.load(path)
         if compile:
-            # On a GPU a small U-Net's step is mostly launches, which CUDA graphs save (9.6 to 5.1 ms); points gain nothing.
-            net.compile(mode="reduce-overhead" if device.type == "cuda" and data.ndim > 2 else None)
+            net.compile()
         # A run goes on as it began, on whatever machine: other products would end in other bits.
         if run.bf16 is None:
             run.bf16 = _device.gains_bf16(device, images=data.ndim > 2) if bf16 is None else bf16
         steps_left = train(
             net, data, schedule, steps=steps, batch_size=batch_size, lr=lr, generator=generator, label=label,
             label_dropout=label_dropout, ema=ema, bf16=run.bf16, microbatch=microbatch, run=run,
+            captured=compile and device.type == "cuda" and _device.processes() == 1,
         )  # fmt: skip
         _drive(run, steps_left, steps, path, every, progress)
         _device.barrier()  # the checkpoint is there for all processes
