@@ -17,6 +17,7 @@ from tinyhall.metrics import TrajectoryVariance
 from tinyhall.nets import MLP, Tabulated, sinusoidal
 from tinyhall.sampling import sample
 from tinyhall.schedule import Schedule
+from tinyhall.unet import UNet
 
 
 def plain(net: MLP, x: Tensor, t: Tensor) -> Tensor:
@@ -224,6 +225,14 @@ def test_the_shape_check_bites() -> None:
 
 
 @pytest.mark.slow
+def test_a_network_is_compiled_once() -> None:
+    for net in (MLP(1, width=16), UNet(size=8, widths=(8,), blocks=1)):
+        net.compile()
+        trunk = net.trunk
+        net.compile()
+        assert net.trunk is trunk and net.trunk != type(net).trunk.__get__(net)
+
+
 def test_compiled_equals_eager() -> None:
     """In a process without the type checks, which a compiler need not understand."""
     code = """

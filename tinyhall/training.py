@@ -303,7 +303,7 @@ def _steps(
     _device.keep_freed_memory()
     per_epoch = len(data) // batch_size
     epoch, shuffled, first = -1, torch.empty(0), run.step
-    weights = net.state_dict()  # as they are at every step: an optimiser changes them in place
+    weights = net.state_dict() if captured else None  # a graph writes to the same places at every step
 
     def update(rows: Tensor) -> Tensor:
         x0 = data[rows]
@@ -333,7 +333,7 @@ def _steps(
         loss = step(rows)
         run.step += 1
         if run.ema is not None:
-            _average(run.ema, weights, ema or 0.0, run.step)
+            _average(run.ema, weights or net.state_dict(), ema or 0.0, run.step)
         yield TrainStep(run.step, loss, run)
 
 

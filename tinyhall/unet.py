@@ -219,4 +219,5 @@ class UNet(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         # The look-up of labels stays outside: compiled for a CPU, its gradient is summed in no fixed order.
-        self.trunk = torch.compile(self.trunk, *args, **kwargs)  # type: ignore[method-assign]
+        if "trunk" not in self.__dict__:  # a training in stages asks at each of them
+            self.trunk = torch.compile(self.trunk, *args, **kwargs)  # type: ignore[method-assign]
