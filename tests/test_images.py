@@ -112,7 +112,7 @@ def test_report_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["windows"]["0-10"]["mean"]["removed"].value == report["windows"]["0-10"]["mean"]["kept"].value == 1
     assert report["windows"]["0-10"]["local"]["auroc"].value == 0
     fewer = drawn.tensors(3, pictures=1)
-    assert (len(fewer["x"]), len(fewer["kind"]), len(fewer["log10_mean"])) == (1, 3, 3)
+    assert (len(fewer["x"]), len(fewer["kind"]), len(fewer["log10_mean"]), len(fewer["traces"])) == (1, 3, 3, 0)
     kept = drawn.tensors(3)
     assert len(kept["x"]) == len(kept["kind"]) == len(kept["log10_mean"]) == 3
     assert bool((kept["trace_of"] < 3).all())
@@ -132,6 +132,7 @@ def test_a_card_from_end_to_end(made: tuple[experiments.Artifact, Path]) -> None
     card = artifact.card
     by_step = artifact.metrics["by_step"]
     assert [m["step"] for m in by_step] == [5 * (i + 1) for i in range(8)]
+    assert [m["fraction"]["any"][3] for m in by_step] == [min(card.samples, experiments._STAGE)] * 8
     assert artifact.metrics["small"]["n"] == card.samples
     assert artifact.metrics["full"]["n"] == card.samples // 8
     assert artifact.fraction("small", "any").n == card.samples

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from tinyhall.metrics import TrajectoryVariance
 from tinyhall.nets import MLP, Tabulated, sinusoidal
 from tinyhall.sampling import sample
 from tinyhall.schedule import Schedule
-from tinyhall.unet import UNet
 
 
 def plain(net: MLP, x: Tensor, t: Tensor) -> Tensor:
@@ -223,15 +221,6 @@ def test_the_shape_check_bites() -> None:
         MLP(2)(torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(TypeCheckError):
         Schedule.linear().q_sample(torch.zeros(3, 2), torch.zeros(3), torch.zeros(3, 2))
-
-
-def test_a_network_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda trunk, **_: asked.append(trunk) or trunk)
-    for net in (MLP(1, width=16), UNet(size=8, widths=(8,), blocks=1)):
-        net.compile()
-        net.compile()
-    assert len(asked) == 2
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -144,3 +146,18 @@ def test_errors(make, parts, unchecked) -> None:
         make()
     one_line(caught.value, *parts)
     assert isinstance(caught.value, ValueError)
+
+
+def test_tables_are_brought_to_a_device_once_and_stay_behind_when_copied() -> None:
+    schedule, place = Schedule.linear(*MILD), torch.device("meta")  # stands in for a GPU
+    for _ in range(2):
+        schedule._hold(place)
+        schedule._hold(torch.device("cpu"))
+    assert sorted(schedule._held) == [(name, place) for name in ("_noise", "_scale", "_signal")]
+    x, t = torch.zeros(3, 1, device=place), torch.arange(3, device=place)
+    assert schedule.q_sample(x, t, x).shape == schedule.predict_x0(x, t, x).shape == (3, 1)
+    assert schedule.q_sample(x.double(), t, x.double()).dtype == torch.float64
+    x, t = torch.randn(3, 1, generator=seeded()), torch.arange(3)
+    for copied in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
+        assert copied._held == {}
+        assert torch.equal(copied.q_sample(x, t, x), schedule.q_sample(x, t, x))

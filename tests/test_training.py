@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -288,19 +289,69 @@ def test_ema_keeps_numbers_that_are_no_weights() -> None:
 
 
 def test_after_some_steps_one_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU does with it is tested there; a processor can only look at what it is handed."""
+    """What a GPU makes of it is tested there; a processor can look at what it is handed, and what is done with the answer."""
     seen: list[int] = []
 
-    def capture(update: Any, rows: Tensor, generator: torch.Generator) -> Any:
+    def capture(run: Run, update: Any, rows: Tensor) -> Any:
         seen.append(run.step)
-        return update
+        return lambda rows: (seen.append(-1), update(rows))[1]
 
     monkeypatch.setattr(training, "_capture", capture)
     net, asked = small(), options()
-    run = start(net, DATA, SCHEDULE, batch_size=16, lr=1e-3, generator=asked["generator"])
+    run = start(net, DATA, SCHEDULE, batch_size=16, lr=1e-3, ema=0.9, generator=asked["generator"])
+    steps = training._steps(run, DATA, None, SCHEDULE, END, 16, 0.0, 0.9, False, 16, captured=True)
+    assert [step.step for step in steps] == list(range(1, END + 1))
+    assert seen == [training._WARM] + [-1] * (END - training._WARM)
+    assert same_bits(run.weights(), weights(fitted(ema=0.9)))
+
+
+class Rebinding(MLP):
+    def __init__(self) -> None:
+        super().__init__(1, width=16, generator=seeded())
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return super().forward(x, t, label)
+
+
+@pytest.mark.parametrize(
+    ("net", "problem", "raised", "parts"),
+    [
+        (small(), None, None, ()),
+        (Rebinding(), None, TinyhallError, ("captured", "False for a network that", "moves its buffers", "True")),
+        (small(), RuntimeError("operation not permitted"), TinyhallError, ("captured", "asks the processor", "new process")),
+        (small(), torch.OutOfMemoryError("out of memory"), torch.OutOfMemoryError, ("out of memory",)),
+    ],
+)
+def test_what_cannot_be_captured_is_told(net, problem, raised, parts, monkeypatch: pytest.MonkeyPatch, unchecked: None) -> None:
+    """With a stand-in for the graph, which takes the step once as it is recorded and again whenever it is replayed."""
+
+    class Graph:
+        def register_generator_state(self, generator: torch.Generator) -> None: ...
+
+        def replay(self) -> None:
+            replayed.append(1)
+
+    @contextlib.contextmanager
+    def recording(graph: Graph, stream: object) -> Any:
+        yield
+        if problem is not None:
+            raise problem
+
+    replayed: list[int] = []
+    for name, stand_in in {"CUDAGraph": Graph, "graph": recording, "device": contextlib.nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(training, "_stream", lambda device: None)
+    run = start(net, DATA, SCHEDULE, batch_size=16, lr=1e-3, generator=seeded())
     steps = training._steps(run, DATA, None, SCHEDULE, END, 16, 0.0, None, False, 16, captured=True)
-    assert [step.step for step in steps] == list(range(1, END + 1)) and seen == [training._WARM]
-    assert same_bits(net.state_dict(), weights(fitted()))
+    if raised is None:
+        assert len(list(steps)) == END and len(replayed) == END - training._WARM
+        return
+    with pytest.raises(raised) as caught:
+        list(steps)
+    one_line(caught.value, *parts)
+    assert run.step == training._WARM
 
 
 @pytest.mark.gpu
@@ -312,26 +363,22 @@ def test_a_captured_step_ends_in_the_bits_of_an_eager_one(kind: str, tmp_path: P
     data = torch.rand(200, 1, 8, 8, generator=seeded()) * 2 - 1 if images else torch.randn(200, 1, generator=seeded())
     more = {"label": torch.arange(200) % 3, "label_dropout": 0.1, "ema": 0.9} if images else {}
 
-    def trained(captured: bool, parts: tuple[int, ...] = (40,)) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
-        path = tmp_path / f"{captured}{len(parts)}.safetensors"
-        for end in parts:
+    def trained(captured: bool, *ends: int) -> Run:
+        path = tmp_path / f"{captured}{len(ends)}.safetensors"
+        for end in ends:  # each resumes the one before
             net = UNet(size=8, widths=(8, 8), blocks=1, classes=3) if images else small()
-            net.to("cuda")
-            asked = {"batch_size": 32, "lr": 1e-3, "generator": torch.Generator("cuda").manual_seed(5), **more}
-            run = start(net, data, SCHEDULE, **asked)
-            if path.exists():
-                run.load(path)
-            losses = [
-                step.loss
-                for step in train(net, data, SCHEDULE, steps=end, bf16=kind == "bfloat16", captured=captured, run=run, **asked)
-            ]
-            run.save(path)
-        return losses, net.state_dict() | (run.ema or {}), run.generator.get_state()
+            run = fit(
+                net.to("cuda"), data, SCHEDULE, steps=end, batch_size=32, lr=1e-3, checkpoint=path, every=10, captured=captured,
+                generator=torch.Generator("cuda").manual_seed(5), bf16=kind == "bfloat16", progress=False, **more,
+            )  # fmt: skip
+        return run
 
-    losses, ends, state = trained(False)
-    for again in (trained(True), trained(True, (20, 40))):
-        assert torch.equal(torch.stack(again[0]), torch.stack(losses[-len(again[0]) :]))
-        assert same_bits(again[1], ends) and torch.equal(again[2], state)
+    eager = trained(False, 40)
+    for again in (trained(True, 40), trained(True, 20, 40)):
+        assert again.losses == eager.losses
+        assert same_bits(again.raw or again.net.state_dict(), eager.raw or eager.net.state_dict())
+        assert same_bits(again.weights(), eager.weights())
+        assert torch.equal(again.generator.get_state(), eager.generator.get_state())
 
 
 def test_bf16_trains_in_float32_weights_and_is_close() -> None:

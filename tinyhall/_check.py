@@ -66,6 +66,13 @@ def labels(name: str, value: Any, n: int) -> Tensor:
     return value
 
 
+def classes(label: Tensor, known: int) -> None:
+    """Labels of a network that knows so many classes. A GPU waits here; unchecked, a wrong one would end the process."""
+    low, high = (int(end) for end in label.aminmax())
+    if low < -1 or high >= known:
+        raise TinyhallError(f"label: expected -1 (no class) to {known - 1}, got {low} to {high}")
+
+
 def floats(name: str, value: Any, *, ndim: int | None = None, finite: bool = True) -> Tensor:
     """A float32 tensor with a batch axis, `[n, *shape]` and n >= 1."""
     if not isinstance(value, Tensor) or value.dtype != torch.float32:

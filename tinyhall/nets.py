@@ -121,8 +121,7 @@ class MLP(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         # The look-up in time_features stays outside: compiled for a CPU, its gradient is summed in no fixed order.
-        if "trunk" not in self.__dict__:  # a training in stages asks at each of them
-            self.trunk = torch.compile(self.trunk, *args, **kwargs)  # type: ignore[method-assign]
+        self.trunk = torch.compile(self.trunk, *args, **kwargs)  # type: ignore[method-assign]
 
 
 class Tabulated:

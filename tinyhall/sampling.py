@@ -261,6 +261,7 @@ def _walk(
 ) -> Iterator[Step]:
     _device.keep_freed_memory()
     x = noise.randn(shape) if start is None else start.to(device)
+    schedule._hold(x.device)
     for move in moves:
         # An expanded scalar, not n copies: a network may notice and work its time features out once.
         t = torch.tensor([move.t], device=device).expand(shape[0])

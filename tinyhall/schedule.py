@@ -108,22 +108,33 @@ class Schedule:
     def _scale(self) -> Float[Tensor, " T"]:
         return (-0.5 * self.log_alpha_bar).exp()
 
-    def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    @cached_property
+    def _held(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
+
+    def _hold(self, device: torch.device) -> None:
+        """Brings what `q_sample` and `predict_x0` look up to a GPU, in float32, once: a copy at every step would make its
+        launches wait, and cannot be captured."""
+        if device.type != "cpu" and ("_signal", device) not in self._held:
+            self._held.update(
+                {(name, device): getattr(self, name).to(device).float() for name in ("_signal", "_noise", "_scale")}
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_held"}  # a copy may go to another machine
+
+    def _at(self, table: str | Tensor, t: Tensor, x: Tensor) -> Tensor:
         """table[t] in x's dtype and on its device, shaped to multiply x."""
         # Python would take -1 for the last step. Elsewhere than on a processor a look at t would stall the device.
         if t.device.type == "cpu" and len(t):
             low, high = (int(end) for end in t.aminmax())
             if low < 0 or high >= self.steps:
                 raise _check.TinyhallError(f"t: expected values in 0..{self.steps - 1}, got {low} to {high}")
-        return self._placed(table, x)[t].view(-1, *[1] * (x.ndim - 1))
-
-    def _placed(self, table: Tensor, x: Tensor) -> Tensor:
-        # A table of this object is brought to a device once: a copy at every step would make a GPU's launches wait.
-        key = id(table), x.device, x.dtype
-        tables: dict[Any, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_tables", {})
-        if key not in tables:
-            tables[key] = table, table.to(device=x.device, dtype=x.dtype)  # the first keeps its id from being given again
-        return tables[key][1]
+        if isinstance(table, str):
+            held = self._held.get((table, x.device)) if x.dtype == torch.float32 else None
+            table = getattr(self, table) if held is None else held
+        out = table.to(device=x.device, dtype=x.dtype)[t]
+        return out.view(-1, *[1] * (x.ndim - 1))
 
     def q_sample(self, x0: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
         """x_t given x_0 and the noise, all `[n, *shape]` (Ho et al. 2020, eq. 4).
@@ -131,14 +142,14 @@ class Schedule:
         Raises:
             TinyhallError: a t outside 0..T-1, on a processor.
         """
-        return self._at(self._signal, t, x0) * x0 + self._at(self._noise, t, x0) * eps
+        return self._at("_signal", t, x0) * x0 + self._at("_noise", t, x0) * eps
 
     def predict_x0(self, x: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
         """The x_0 that x_t and eps imply, `[n, *shape]`: q_sample solved for x_0.
 
         Finite in float32 over the paper's schedule, yet about 1e23 near t = T-1: a quantity to look at, not to step through.
         """
-        return (x - self._at(self._noise, t, x) * eps) * self._at(self._scale, t, x)
+        return (x - self._at("_noise", t, x) * eps) * self._at("_scale", t, x)
 
     def posterior(self, x0: Tensor, x: Tensor, t: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
         """Mean `[n, *shape]` and variance `[n, 1, ...]` of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -232,7 +233,8 @@ def train(
         microbatch: rows sent through the network at a time, their gradients added up; by default 2,500 for points on a
             processor, where that keeps activations in cache, otherwise the whole batch.
         captured: take the steps as one CUDA graph: a GPU is then handed hundreds of small kernels at once, and does not wait
-            for the processor. The network must do the same at every step, and ask nothing of the processor.
+            for the processor. The network must do the same at every step, keep its buffers in place, and ask nothing of the
+            processor; what is changed between two yields, the rate or the weights that train, comes too late.
         run: a run to continue, with its own generator, begun with the same network, data and settings; without one, a new one.
             One that `fit` returned goes on from its trained weights, not from their average.
 
@@ -245,6 +247,8 @@ def train(
     batch_size = min(_check.positive_int("batch_size", batch_size), len(data))
     if label is not None:
         _check.labels("label", label, len(data))
+        if isinstance(known := getattr(net, "classes", None), int):
+            _check.classes(label, known)
     if captured and (device.type != "cuda" or _device.processes() > 1):
         came = f"one on {device}, {_device.processes()} at work"
         raise _check.TinyhallError(f"captured: expected a network on a GPU and one process, got {came}")
@@ -303,7 +307,8 @@ def _steps(
     _device.keep_freed_memory()
     per_epoch = len(data) // batch_size
     epoch, shuffled, first = -1, torch.empty(0), run.step
-    weights = net.state_dict() if captured else None  # a graph writes to the same places at every step
+    weights: dict[str, Tensor] | None = None  # where they lie, once a graph writes to the same places at every step
+    schedule._hold(device)
 
     def update(rows: Tensor) -> Tensor:
         x0 = data[rows]
@@ -329,7 +334,7 @@ def _steps(
         at = run.step % per_epoch * batch_size
         rows = shuffled[at : at + batch_size]
         if captured and run.step == first + _WARM:
-            step = _capture(update, rows, generator)
+            step, weights = _capture(run, update, rows), net.state_dict()
         loss = step(rows)
         run.step += 1
         if run.ema is not None:
@@ -337,18 +342,30 @@ def _steps(
         yield TrainStep(run.step, loss, run)
 
 
-def _capture(update: Callable[[Tensor], Tensor], rows: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """`update` as a CUDA graph, which reads its rows from one place and leaves its loss in another."""
-    place, graph = rows.clone(), torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)  # a replay draws on, as a step does that is taken one kernel at a time
-    try:
-        with torch.cuda.graph(graph):
-            loss = update(place)
-    except RuntimeError as error:
-        wanted = "False (of fit: compile=False) for a network that asks the processor, or changes what it does"
-        raise _check.fail("captured", True, wanted) from error
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # one for all captures: cuBLAS keeps its memory by stream
 
-    def step(rows: Tensor) -> Tensor:
+
+def _capture(run: Run, update: Callable[[Tensor], Tensor], rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """`update` as a CUDA graph, which reads its rows from one place and leaves its loss in another."""
+    wanted = "False for a network that asks the processor, changes what it does, or moves its buffers"
+    with torch.cuda.device(rows.device):
+        place, graph = rows.clone(), torch.cuda.CUDAGraph()
+        graph.register_generator_state(run.generator)  # a replay draws on, as a step does that is taken kernel by kernel
+        before = {name: value.data_ptr() for name, value in run.net.state_dict().items()}
+        try:
+            with torch.cuda.graph(graph, stream=_stream(rows.device)):
+                loss = update(place)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise _check.TinyhallError(f"captured: expected {wanted}, got True; begin again in a new process") from error
+    if before != {name: value.data_ptr() for name, value in run.net.state_dict().items()}:
+        raise _check.fail("captured", True, wanted)
+    written = [dict(state) for state in run.optimizer.state.values()]  # outlives a run that is loaded meanwhile
+
+    def step(rows: Tensor, written: Any = written) -> Tensor:
         place.copy_(rows)
         graph.replay()
         return loss.clone()
@@ -405,6 +422,7 @@ def fit(
     bf16: bool | None = None,
     microbatch: int | None = None,
     compile: bool = False,
+    captured: bool | None = None,
     checkpoint: str | Path | None = None,
     every: int = 1000,
     note: str = "",
@@ -418,8 +436,8 @@ def fit(
 
     Args:
         bf16: None lets the device decide. A run that is resumed goes on as it began.
-        compile: `torch.compile` the network; pays from some thousand steps on, and needs a C++ compiler. On a GPU the steps are
-            captured, too.
+        compile: `torch.compile` the network; pays from some thousand steps on, and needs a C++ compiler.
+        captured: as in `train`; None for yes where one process compiles for a GPU.
         checkpoint: a file; written every `every` steps, at the end, and on SIGINT.
         every: steps between checkpoints; also between entries of `Run.losses`, each a mean over that many steps, or
             over those since the run was resumed.
@@ -448,10 +466,12 @@ def fit(
         # A run goes on as it began, on whatever machine: other products would end in other bits.
         if run.bf16 is None:
             run.bf16 = _device.gains_bf16(device, images=data.ndim > 2) if bf16 is None else bf16
+        if captured is None:
+            captured = compile and device.type == "cuda" and _device.processes() == 1
         steps_left = train(
             net, data, schedule, steps=steps, batch_size=batch_size, lr=lr, generator=generator, label=label,
             label_dropout=label_dropout, ema=ema, bf16=run.bf16, microbatch=microbatch, run=run,
-            captured=compile and device.type == "cuda" and _device.processes() == 1,
+            captured=captured,
         )  # fmt: skip
         _drive(run, steps_left, steps, path, every, progress)
         _device.barrier()  # the checkpoint is there for all processes

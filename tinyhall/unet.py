@@ -117,7 +117,7 @@ class UNet(nn.Module):
         attention = sizes[-1:] if attention is None else attention
         if not set(attention) <= set(sizes):
             raise _check.fail("attention", attention, f"some of the levels' resolutions {sizes}")
-        self.shape, self.stem = (channels, size, size), stem
+        self.shape, self.stem, self.classes = (channels, size, size), stem, classes
         self.alpha_bar: Tensor | None
         # Not among the weights: whoever builds the network knows its schedule.
         self.register_buffer("alpha_bar", None if schedule is None else schedule.alpha_bar.float(), persistent=False)
@@ -194,10 +194,8 @@ class UNet(nn.Module):
             return F.silu(out + self.label.weight[none])
         if label.dtype != torch.int64 or tuple(label.shape) != (n,):
             raise _check.fail("label", label, f"int64 of shape [{n}]")
-        if not (label.is_cuda and torch.cuda.is_current_stream_capturing()):  # then `train` has checked them
-            low, high = (int(end) for end in label.aminmax())  # a GPU waits here; unchecked, a wrong one would end the process
-            if low < -1 or high >= none:
-                raise _check.TinyhallError(f"label: expected -1 (no class) to {none - 1}, got {low} to {high}")
+        if not (label.is_cuda and torch.cuda.is_current_stream_capturing()):  # `train` has looked at all of them
+            _check.classes(label, none)
         return F.silu(out + self.label(label.where(label >= 0, none)))
 
     def encode(self, x: Tensor, condition: Tensor) -> list[Tensor]:
@@ -219,5 +217,4 @@ class UNet(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         # The look-up of labels stays outside: compiled for a CPU, its gradient is summed in no fixed order.
-        if "trunk" not in self.__dict__:  # a training in stages asks at each of them
-            self.trunk = torch.compile(self.trunk, *args, **kwargs)  # type: ignore[method-assign]
+        self.trunk = torch.compile(self.trunk, *args, **kwargs)  # type: ignore[method-assign]
