@@ -66,8 +66,9 @@ def test_what_a_gpu_is_timed_with_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     told = speed.measure_gpu(Path("of the paper"), 5, torch.device("cpu"))
     page = speed._gpu_table({"gpu": told}).splitlines()
     head, *rows = (line.strip("|").split("|") for line in page if line.startswith("| "))
-    assert len({len(row) for row in (head, *rows)}) == 1 and len(rows) == len(told["rows"]) == 7
-    assert [" 1.00 ", " 2.00 "] == rows[0][1:3] and "the paper's code" in page[2]
+    assert len({len(row) for row in (head, *rows)}) == 1 and len(told["rows"]) == 7
+    assert len(rows) == sum(len(row["ms"]) for row in told["rows"]) == len(asked)
+    assert rows[0][1:] == [" eager ", " 1.00 ", " 1.0 ", " 4.0 "] and rows[3][1:4] == [" the paper's code ", " 4.00 ", " 0.2 "]
     steps = 3 * (7 * 50_000 + 3 * 100_000)  # of the line's cards and of the plane's, three seeds
     at = [told["rows"][dim]["ms"]["the paper's code"] for dim in (0, 1)]
     assert at[0] == at[1] and f"3 seeds each, {steps * at[0] / 60_000:.0f} minutes" in page[-1]
