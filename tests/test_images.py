@@ -132,7 +132,7 @@ def test_a_card_from_end_to_end(made: tuple[experiments.Artifact, Path]) -> None
     card = artifact.card
     by_step = artifact.metrics["by_step"]
     assert [m["step"] for m in by_step] == [5 * (i + 1) for i in range(8)]
-    assert [m["fraction"]["any"][3] for m in by_step] == [min(card.samples, experiments._STAGE)] * 8
+    assert [m["fraction"]["any"][3] for m in by_step] == [min(card.samples, experiments._DRAWN_AT_STAGE)] * 8
     assert artifact.metrics["small"]["n"] == card.samples
     assert artifact.metrics["full"]["n"] == card.samples // 8
     assert artifact.fraction("small", "any").n == card.samples

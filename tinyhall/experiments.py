@@ -47,7 +47,7 @@ _SHOWN = 60  # images of each generation that an artifact keeps
 _WORST = 40  # and of those that the filter dropped, the highest scores
 _OF_DIGITS = ("agreement", "fid", "precision", "recall", "density", "coverage", "width")  # figures of digits alone
 STAGES = 8  # of a training of images, at the end of each of which some are drawn
-_STAGE = 500  # so many: an interval of eight points at one half
+_DRAWN_AT_STAGE = 500  # so many: an interval of nine points at one half
 _KEPT = 10_000  # in-support samples whose scores an artifact keeps
 
 
@@ -313,7 +313,7 @@ def _reproduce_images(
                     f"{folder(runs, card, seed) / 'checkpoint.safetensors'}; move it away to train anew"
                 )
             draw = sample(
-                net, schedule, min(card.samples, _STAGE), sampler=ddpm("small", card.respace),
+                net, schedule, min(card.samples, _DRAWN_AT_STAGE), sampler=ddpm("small", card.respace),
                 generator=cards.stream(seed, f"stage/{stage}"), progress=progress,
             )  # fmt: skip
             _device.once(write_json, kept, {"step": run.step, "fraction": tally(data.judge(draw.x).kind, data.kinds)})

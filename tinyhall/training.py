@@ -363,9 +363,9 @@ def _capture(run: Run, update: Callable[[Tensor], Tensor], rows: Tensor) -> Call
             raise _check.TinyhallError(f"captured: expected {wanted}, got True; begin again in a new process") from error
     if before != {name: value.data_ptr() for name, value in run.net.state_dict().items()}:
         raise _check.fail("captured", True, wanted)
-    written = [dict(state) for state in run.optimizer.state.values()]  # outlives a run that is loaded meanwhile
+    written = [dict(state) for state in run.optimizer.state.values()]
 
-    def step(rows: Tensor, written: Any = written) -> Tensor:
+    def step(rows: Tensor, held: Any = written) -> Tensor:  # else a run that is loaded would free what the graph writes to
         place.copy_(rows)
         graph.replay()
         return loss.clone()

@@ -69,9 +69,12 @@ def test_what_a_gpu_is_timed_with_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({len(row) for row in (head, *rows)}) == 1 and len(told["rows"]) == 7
     assert len(rows) == sum(len(row["ms"]) for row in told["rows"]) == len(asked)
     assert rows[0][1:] == [" eager ", " 1.00 ", " 1.0 ", " 4.0 "] and rows[3][1:4] == [" the paper's code ", " 4.00 ", " 0.2 "]
+    assert speed._gpu_goals({row["what"]: row["ms"] for row in told["rows"]}) == []  # nothing was captured
+    step = {"compiled, captured": 0.5, "the paper's code": 4.5}
+    goals = speed._gpu_goals({f"training step, {dim}D, 40 points": step for dim in (1, 2)})
     steps = 3 * (7 * 50_000 + 3 * 100_000)  # of the line's cards and of the plane's, three seeds
-    at = [told["rows"][dim]["ms"]["the paper's code"] for dim in (0, 1)]
-    assert at[0] == at[1] and f"3 seeds each, {steps * at[0] / 60_000:.0f} minutes" in page[-1]
+    assert "| 9.0 to 9.0 | no |" in goals[2] and f"| {steps * 0.5 / 60_000:.0f} minutes of training" in goals[3]
+    assert goals[3].endswith("| no |") and "the 10 models" in goals[3]
     for kind, *rest in asked:
         if kind.startswith("paper."):
             assert callable(getattr(speed.Paper, kind.removeprefix("paper.")))
