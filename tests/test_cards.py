@@ -108,6 +108,54 @@ def test_streams_are_apart() -> None:
     assert numbers[0, "data"] == int(torch.randint(2**62, (1,), generator=stream(0, "data")))
 
 
+# hash and training_hash at smoke, laptop and paper. Stored artifacts and checkpoints carry them: classes may move and be renamed,
+# but a line here changes only with the artifacts that it names.
+PINNED = {
+    "line123": ("c21025eb02b0 986de8e16bb5", "c26be6d6eba4 152118082e0a", "090731781f85 c9768a8d35b2"),
+    "line123-n20000": ("e80c1eb8c631 a96b95fcbba5", "e4875e081945 00387c3afa9b", "933b7a1e3eac c896f6150c9a"),
+    "line123-n5000": ("00f4ccaf543c 9ff235fbac4c", "337019fc4a3f 99e967db6eda", "8ef91b63af62 0083ba689736"),
+    "line123-n1000": ("cbd283087e8e 9b6060a4daaf", "f950549775d6 2ab69d2168a1", "0abf8169a1a0 0e98460df50d"),
+    "line1245": ("bc2c15f7fed1 c5bf4b3bcd74", "a5305c492a2b cfd2217766cb", "589e73b52237 c38ed57cf111"),
+    "line124": ("130f278be496 1b6fca257078", "070778b29b3e 99b274e04c77", "c552791796ca 6722f30ed780"),
+    "line123-separate": ("07b73b018454 87ec96b6e9a8", "2f6400ff95f0 e3cb55cbb830", "5c4662d06c03 97b7a52605fd"),
+    "line123-T250": ("792e6e0101c5 10888a25d948", "2dbd48dec74e 30a6779bb210", "d620feaade38 ba1c50473e5b"),
+    "grid": ("9110ebcc6ffd 44e4d7585846", "5ca61852399d ccfd07a8cdc9", "954c73844b58 b43981880baa"),
+    "diamond": ("c4c60d285d9f 13d91bf4ba9a", "b610a9279e1d 9ad0f784337c", "a39f34694cab b9a25e1d0e39"),
+    "diamond-spaced": ("59e3a2540d56 5de81fe632f8", "a84d711010ed 7d23893d7f36", "92379d6f21c4 20948a2bc172"),
+    "grid-tight": ("b8f3c124f89b 9396a179c092", "71d5db1f76a8 d939247c700f", "153c320487a5 78c2ddf7cfce"),
+    "shapes": ("4099577ae500 722b31a82110", "2029685952b8 2adc57ff3821", "b4b78e86ca4e ef60010fd3cb"),
+    "shapes-n500": ("1f0d528f6b2c 6b1d7f7c593b", "6697632ed638 aaf6b1a78017", "2273d4abdb23 d24132c3ee17"),
+    "shapes-n2000": ("8575c1939794 0cf9e5f1d4f4", "4843983fda17 7c68b2054cdb", "ca154651b80b 8529726f3b6d"),
+    "shapes-n20000": ("8ff3a021f8ca 140b9167c653", "e2883b2346cf 37c59ec79cdb", "9eeabb193f1e 43cee19f4abe"),
+    "simple-shapes": ("7b49413cd47e a8a906ffa297", "2b88b42aea79 32954b2d8f65", "6f6544667dc0 d8d847157b2f"),
+    "hands": ("990277488367 3f9a01017732", "59f9d1898941 f8ee34225c26", "515bb3263fc5 a0d5abaf9d38"),
+    "hands-n500": ("1a79000927b8 f73d0a8241c9", "61a63a938282 898ebfce749f", "394ede08fee8 ffc30951901c"),
+    "hand-photos": ("1e7c135e2179 1cbdddcc76e9", "ef936f5ed206 12ed755ae9c4", "4bda0d3d8bce 0a6a137542fd"),
+    "shapes-recursion": ("3e2e5c3ce058 325ebf593641", "6abadb27586d c183adf3615d", "dda53035131f fbd690664e67"),
+    "mnist": ("97a22ab4b4d9 8a292163242c", "b1d5415d31bc 1813e0fc14de", "469bba00f3b0 0f931bcf9a34"),
+    "mnist-fine": ("3564767c514f 6d4e82d4e2f9", "102b1923e003 ffbd062790e9", "0ce5d3410dac 397ed0a8c55a"),
+    "mnist-wide": ("094275e03c22 952ea878dd0c", "3a87f53b61b3 ab1ce8371471", "88e936c9945d d644656c267e"),
+    "mnist-unguided": ("840fffc310a5 c71742462998", "4af3da8c358b af066cdc98c0", "5f0df35a0a25 732185479ebf"),
+    "mnist-real50": ("f9b10d039436 3aa512706e37", "bf0a270f569e d17755bcb4b6", "53b4157b95d1 f0be5fa30ffe"),
+    "mnist-accumulated": ("285b850df069 1e9f7e0964c4", "93f1380ce17f cda8bf187a37", "74e2d7fa4fee 154d37b3ff61"),
+    "recursion": ("77015437fb61 0a03a9fe7023", "9e7d486269e1 3c090ac30717", "24db61878ae3 6b5ca8130073"),
+    "recursion-sweep": ("c32ffdf14208 f7c01f1400ca", "d2a09888d285 030f575a4274", "f00f4a3d52b8 3da8a0c81089"),
+    "recursion-oracle": ("033fe37c5bf2 26c04d4b239e", "d2045e46f128 ef0e91d8d832", "c602556bd525 1c39a886eaa4"),
+    "recursion-fine": ("1261a54a2ce9 65a7f7a1e27c", "2a81b81b9b93 f6a23fa642d2", "71006188db50 2a92ac084521"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CARDS))
+def test_the_hashes_that_artifacts_carry(name: str) -> None:
+    assert tuple(f"{get(name, scale).hash} {get(name, scale).training_hash}" for scale in SCALES) == PINNED[name]
+
+
+def test_a_field_added_later_counts_where_it_is_not_at_its_default() -> None:
+    card = get("line123", "paper")
+    assert "curve" not in card._fields()
+    assert dataclasses.replace(card, curve="cosine").training_hash != card.training_hash
+
+
 def test_a_stream_s_seed_is_fixed_for_ever() -> None:
     # Stored artifacts were made with these numbers.
     digest = int.from_bytes(hashlib.sha256(b"3/training").digest()[:8], "big")
