@@ -108,8 +108,8 @@ def test_streams_are_apart() -> None:
     assert numbers[0, "data"] == int(torch.randint(2**62, (1,), generator=stream(0, "data")))
 
 
-# hash and training_hash at smoke, laptop and paper. Stored artifacts and checkpoints carry them: classes may move and be renamed,
-# but a line here changes only with the artifacts that it names.
+# hash and training_hash at smoke, laptop and paper. Stored artifacts and checkpoints carry them: classes may move and be
+# renamed, but a line here changes only with the artifacts that it names.
 PINNED = {
     "line123": ("c21025eb02b0 986de8e16bb5", "c26be6d6eba4 152118082e0a", "090731781f85 c9768a8d35b2"),
     "line123-n20000": ("e80c1eb8c631 a96b95fcbba5", "e4875e081945 00387c3afa9b", "933b7a1e3eac c896f6150c9a"),

@@ -206,8 +206,8 @@ class ShapesCard(ImageCard):
 @dataclass(frozen=True)
 class SimpleShapesCard(ShapesCard):
     """Simple Shapes as the paper has them: 64 x 64 pixels, a cosine schedule of 1,000 steps, 250 of which are sampled, 7,500
-    images scored over t in [700, 850). Of the network and its training the paper says nothing; the laptop's (624,000 parameters,
-    two hours on one core in bfloat16) draws as many doubles as the paper reports."""
+    images scored over t in [700, 850). Of the network's size and its training the paper says nothing; the laptop's has 624,000
+    parameters and trains for two hours on one core in bfloat16."""
 
     velocity: ClassVar[bool] = True
     samples: int = 7_500
