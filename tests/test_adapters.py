@@ -22,7 +22,7 @@ from diffusers import (
 )
 
 import tinyhall as th
-from tinyhall._check import TinyhallError
+from tinyhall.core._check import TinyhallError
 
 T = 50
 BETAS: dict[str, Any] = {"num_train_timesteps": T, "beta_start": 1e-3, "beta_end": 0.3}

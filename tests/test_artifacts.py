@@ -1,297 +1,38 @@
-"""Files: written whole or not at all, and anything that is not what it should be is refused in one line."""
+"""Artifacts: what one says of itself, what is refused in its place, and the tables of all that was measured."""
 
 from __future__ import annotations
 
-import json
-import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from common import one_line, same_bits, seeded
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from common import ROOT, one_line, same_bits
 
-from tinyhall import artifacts, cards, experiments
-from tinyhall._check import TinyhallError
-from tinyhall.artifacts import load_weights, read_json, read_tensors, write, write_json, write_tensors
-from tinyhall.nets import MLP
+import tinyhall as th
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.metrics import parsed
+from tinyhall.core.schedule import Schedule
+from tinyhall.lab import artifact as artifact_module
+from tinyhall.lab import experiments
+from tinyhall.lab.artifact import COLUMNS, Artifact, available, load, respelled, results, tidy
+from tinyhall.lab.experiment import folder
+from tinyhall.store import files
+from tinyhall.store.files import read_json, read_tensors, write_json, write_tensors
 
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "model.safetensors"
-    write_tensors(path, MLP(1, width=8, generator=seeded(3)).state_dict(), {"card": "abc"})
-    return path
-
-
-def test_tensors_come_back(saved: Path) -> None:
-    tensors, note = read_tensors(saved)
-    assert same_bits(tensors, MLP(1, width=8, generator=seeded(3)).state_dict())
-    assert note == {"card": "abc"}
-
-
-def test_any_dtype_and_layout_comes_back(tmp_path: Path) -> None:
-    base = torch.arange(12.0).reshape(3, 4)
-    tensors = {"t": base.T, "half": base.half(), "long": base.long(), "bool": base > 3, "scalar": base[0, 0], "row": base[1]}
-    write_tensors(tmp_path / "x", tensors)  # some share storage, which safetensors alone refuses
-    assert same_bits(read_tensors(tmp_path / "x")[0], tensors)
-
-
-def test_read_tensors_outlive_their_file(saved: Path) -> None:
-    tensors, _ = read_tensors(saved)
-    kept = {k: v.clone() for k, v in tensors.items()}
-    saved.write_bytes(b"\0" * saved.stat().st_size)
-    assert same_bits(tensors, kept)
-
-
-def test_json_comes_back(tmp_path: Path) -> None:
-    value = {"b": [1, 2.5, None], "a": {"x": "é"}}
-    write_json(tmp_path / "deep" / "er" / "x.json", value)
-    assert read_json(tmp_path / "deep" / "er" / "x.json") == value
-    # Sorted: diffs stay small.
-    assert list(json.loads((tmp_path / "deep" / "er" / "x.json").read_text())) == ["a", "b", "sha256"]
-
-
-def test_json_takes_no_nan(tmp_path: Path) -> None:
-    for value in (float("nan"), torch.zeros(2)):
-        with pytest.raises(TinyhallError) as caught:
-            write_json(tmp_path / "x.json", {"a": value})
-        one_line(caught.value, "artifact", "what JSON can hold", "x.json")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_text("old")
-
-    def fail(part: Path) -> None:
-        part.write_text("half of the n")
-        assert path.read_text() == "old"
-        raise OSError("disk full")
-
-    with pytest.raises(TinyhallError) as caught:
-        write(path, fail)
-    one_line(caught.value, "artifact", f"to write {path}", "disk full")
-    assert os.listdir(tmp_path) == ["x"]
-    assert path.read_text() == "old"
-    write(path, lambda part: part.write_text("new") and None)
-    assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["x"]
-    assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
-    """The new file takes the old one's name in one move; it is not poured into it."""
-    path = tmp_path / "x"
-    path.write_text("old")
-    with path.open() as reader:
-        write(path, lambda part: part.write_text("new and longer") and None)
-        assert reader.read() == "old"
-
-
-def test_missing(tmp_path: Path) -> None:
-    for read in (read_tensors, read_json):
-        with pytest.raises(TinyhallError) as caught:
-            read(tmp_path / "none")
-        one_line(caught.value, "artifact", "expected a file", str(tmp_path / "none"))
-        with pytest.raises(TinyhallError):
-            read(tmp_path)  # a folder
-
-
-def test_truncated_at_every_length(saved: Path) -> None:
-    content = saved.read_bytes()
-    for length in [*range(0, 64), *range(64, len(content), 37), len(content) - 1]:
-        saved.write_bytes(content[:length])
-        with pytest.raises(TinyhallError) as caught:
-            read_tensors(saved)
-        one_line(caught.value, "artifact", "whole safetensors file", str(saved))
-
-
-@given(st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_arbitrary_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(content)
-    with pytest.raises(TinyhallError):
-        read_tensors(path)
-
-
-@pytest.mark.parametrize("content", [b"{}", b"\x80\x04K\x01.", b"PK\x03\x04", b"\xff" * 64, b""])
-def test_not_safetensors(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(content)
-    with pytest.raises(TinyhallError) as caught:
-        read_tensors(path)
-    one_line(caught.value, "artifact", "safetensors", str(path))
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"not json", b"{'a': 1}"])
-def test_not_json(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(content)
-    with pytest.raises(TinyhallError) as caught:
-        read_json(path)
-    one_line(caught.value, "artifact", "JSON", str(path))
-
-
-def written(tmp_path: Path, name: str) -> Path:
-    path = tmp_path / name
-    if name == "json":
-        write_json(path, {"steps": 1234, 3: (0.5, None), "a": "ü"})
-    else:
-        write_tensors(
-            path, {"x": torch.arange(24.0).reshape(4, 6), "b": torch.tensor(True), "none": torch.zeros(0)}, {"a": "1"}
-        )
-    return path
-
-
-@pytest.mark.parametrize("name", ["json", "tensors"])
-def test_no_flipped_bit_passes(tmp_path: Path, name: str) -> None:
-    """Each is refused, or leaves what is read as it was: a blank in a header, a letter of the digest's own key."""
-    path = written(tmp_path, name)
-    content, read = path.read_bytes(), read_json if name == "json" else read_tensors
-    whole, refused = read(path), 0
-    for bit in [8 * i + 3 * i % 8 for i in range(len(content))]:  # one of each byte
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
-        try:
-            got = read(path)
-        except TinyhallError as error:
-            one_line(error, "artifact", str(path))
-            refused += 1
-            continue
-        if name == "json":
-            assert whole.items() <= got.items(), bit
-        else:
-            assert same_bits(got[0], whole[0]) and whole[1].items() <= got[1].items(), bit
-    assert refused > 0.8 * len(content)
-
-
-@pytest.mark.parametrize("name", ["json", "tensors"])
-def test_files_from_before_the_digest_load(tmp_path: Path, name: str) -> None:
-    from safetensors.torch import save_file
-
-    path = written(tmp_path, name)
-    if name == "json":
-        value = read_json(path)
-        path.write_text(json.dumps(value))
-        assert read_json(path) == value
-    else:
-        tensors, note = read_tensors(path)
-        save_file(tensors, path, note)
-        assert same_bits(read_tensors(path)[0], tensors)
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5_000, '{"a": NaN}'])
-def test_json_that_is_no_data(tmp_path: Path, content: str) -> None:
-    (tmp_path / "x").write_text(content)
-    with pytest.raises(TinyhallError) as caught:
-        read_json(tmp_path / "x")
-    one_line(caught.value, "artifact", "JSON", str(tmp_path / "x"))
-
-
-def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
-    """The second is refused while the first is at it; a reader sees the first one's file, whole."""
-    path = tmp_path / "x"
-
-    def slowly(part: Path) -> None:
-        part.write_text("first")
-        with pytest.raises(TinyhallError) as caught:
-            write(path, lambda part: part.write_text("second") and None)  # locks are of open files: a process is no exception
-        one_line(caught.value, str(part), "another process")
-
-    write(path, slowly)
-    assert path.read_text() == "first"
-    assert os.listdir(tmp_path) == ["x"]
-
-
-def test_too_large(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert artifacts._LARGEST > 4 * 4 * 10**9  # a billion weights in float32, their average and two moments of each
-    monkeypatch.setattr(artifacts, "_LARGEST", 100)
-    content = saved.read_bytes()
-    with pytest.raises(TinyhallError) as caught:
-        write_tensors(saved, {"x": torch.zeros(20), "y": torch.zeros(6).half(), "z": torch.zeros(9, dtype=torch.uint8)})
-    one_line(caught.value, "artifact", "at most 100 bytes", "got 101", str(saved))
-    assert saved.read_bytes() == content
-    write_tensors(saved, {"x": torch.zeros(25)}, {"long": 1000 * "note"})
-    assert read_tensors(saved)[0]["x"].shape == (25,)  # what was written is read
-    monkeypatch.setattr(artifacts, "_LARGEST_HEADER", 0)
-    with pytest.raises(TinyhallError) as caught:
-        read_tensors(saved)
-    one_line(caught.value, "artifact", "at most 100 bytes", str(saved))
-
-
-def test_the_digest_s_key_is_taken(tmp_path: Path) -> None:
-    for write_it in (
-        lambda path: write_json(path, {"sha256": "of mine", "a": 1}),
-        lambda path: write_tensors(path, {"a": torch.ones(1)}, {"sha256": "of mine"}),
-    ):
-        with pytest.raises(TinyhallError) as caught:
-            write_it(tmp_path / "x")
-        one_line(caught.value, "artifact", "no key 'sha256'", str(tmp_path / "x"))
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_pickle_is_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-
-    class Trap:
-        def __reduce__(self) -> tuple:
-            return (Path.touch, (tmp_path / "sprung",))
-
-    torch.save(Trap(), path)
-    with pytest.raises(TinyhallError):
-        read_tensors(path)
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_weights_are_loaded(saved: Path) -> None:
-    net = MLP(1, width=8)
-    load_weights(net, saved)
-    assert same_bits(net.state_dict(), MLP(1, width=8, generator=seeded(3)).state_dict())
-
-
-def test_half_precision_is_widened(tmp_path: Path) -> None:
-    source = MLP(1, width=8, generator=seeded(3)).state_dict()
-    write_tensors(tmp_path / "x", {k: v.half() for k, v in source.items()})
-    net = MLP(1, width=8)
-    load_weights(net, tmp_path / "x")
-    for k, v in net.state_dict().items():
-        assert v.dtype == torch.float32
-        torch.testing.assert_close(v, source[k], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        (lambda w: w.pop("norm.weight"), ("norm.weight", "of shape (8,)", "absent")),
-        (lambda w: w.update(extra=torch.zeros(2)), ("extra", "absent", "(2,)")),
-        (lambda w: w.update({"norm.weight": torch.zeros(9)}), ("norm.weight", "(8,)", "(9,)")),
-        (lambda w: w.update({"time.bias": torch.full((8,), float("nan"))}), ("time.bias", "finite")),
-    ],
-)
-def test_weights_of_another_network_are_refused(saved: Path, change, parts: tuple[str, ...]) -> None:
-    weights, note = read_tensors(saved)
-    change(weights)
-    write_tensors(saved, weights, note)
-    net = MLP(1, width=8)
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    with pytest.raises(TinyhallError) as caught:
-        load_weights(net, saved)
-    one_line(caught.value, "artifact", str(saved), *parts)
-    assert same_bits(net.state_dict(), before)
+BOOK = ROOT / "book" / "artifacts"
 
 
 def artifact(root: Path, name: str, seed: int) -> Path:
     """What a run would leave, without the run."""
-    card = cards.get(name, "smoke")
-    place = experiments.folder(root, card, 0)
-    write_tensors(place / "model.safetensors", card.net(seed).state_dict(), {"card": card.hash})
-    write_tensors(place / "samples-large.safetensors", {"x": torch.zeros(3, 1)}, {"card": card.hash})
+    experiment = experiments.get(name, "smoke")
+    place = folder(root, experiment, 0)
+    write_tensors(place / "model.safetensors", experiment.net(seed).state_dict(), {"card": experiment.hash})
+    write_tensors(place / "samples-large.safetensors", {"x": torch.zeros(3, 1)}, {"card": experiment.hash})
     write_json(place / "metrics.json", {"large": {"n": 3}})
-    experiments._finish(card, 0, root, torch.device("cpu"), {})
+    info = {"card": asdict(experiment), "hash": experiment.hash, "seed": 0, "device": "cpu", "revision": "unknown"}
+    write_json(place / "card.json", info)
     return place
 
 
@@ -299,27 +40,27 @@ def artifact(root: Path, name: str, seed: int) -> Path:
 def test_an_artifact_does_not_take_a_file_of_another(tmp_path: Path, name: str) -> None:
     """The two networks have the same shapes: only the note tells them apart."""
     ours, theirs = artifact(tmp_path, "line123", 0), artifact(tmp_path, "line123-n1000", 1)
-    loaded = experiments.load("line123", "smoke", 0, tmp_path)
+    loaded = load("line123", "smoke", 0, tmp_path)
     assert len(loaded.samples("large")["x"]) == 3
     (theirs / f"{name}.safetensors").rename(ours / f"{name}.safetensors")
     with pytest.raises(TinyhallError) as caught:
         loaded.net if name == "model" else loaded.samples("large")
-    one_line(caught.value, "artifact", name, loaded.card.hash, cards.get("line123-n1000", "smoke").hash)
+    one_line(caught.value, "artifact", name, loaded.experiment.hash, experiments.get("line123-n1000", "smoke").hash)
 
 
 def test_a_model_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact(tmp_path, "line123", 0)
     read: list[str] = []
-    for module in (artifacts, experiments):
+    for module in (files, artifact_module):
         monkeypatch.setattr(module, "read_tensors", lambda path: read.append(path.name) or read_tensors(path))
-    loaded = experiments.load("line123", "smoke", 0, tmp_path)
-    assert same_bits(loaded.net.state_dict(), cards.get("line123", "smoke").net(0).state_dict())
+    loaded = load("line123", "smoke", 0, tmp_path)
+    assert same_bits(loaded.net.state_dict(), experiments.get("line123", "smoke").net(0).state_dict())
     assert read == ["model.safetensors"]
 
 
 def test_what_is_missing_is_made_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(TinyhallError) as caught:
-        experiments.load("line123", "smoke", 2, tmp_path)
+        load("line123", "smoke", 2, tmp_path)
     one_line(caught.value, "artifact", f"reproduce line123 --scale smoke --seed 2 --root {tmp_path}`")
 
 
@@ -329,17 +70,17 @@ def test_an_artifact_says_what_it_is(tmp_path: Path, change: dict) -> None:
     info = read_json(place / "card.json")
     write_json(place / "card.json", info | change)
     with pytest.raises(TinyhallError) as caught:
-        experiments.load("line123", "smoke", 0, tmp_path)
+        load("line123", "smoke", 0, tmp_path)
     one_line(caught.value, "artifact", "seed 0", str(place))
     write_json(place / "card.json", info)
     for metrics in ([], {}, "none"):
         write_json(place / "metrics.json", metrics)
         with pytest.raises(TinyhallError):
-            experiments.load("line123", "smoke", 0, tmp_path)
+            load("line123", "smoke", 0, tmp_path)
     for info in ([], {"card": "line123"}, None):
         write_json(place / "card.json", info)
         with pytest.raises(TinyhallError) as caught:
-            experiments.available(tmp_path)
+            available(tmp_path)
         one_line(caught.value, "artifact", str(place))
 
 
@@ -355,8 +96,196 @@ def test_an_artifact_says_what_it_is(tmp_path: Path, change: dict) -> None:
     ],
 )
 def test_a_caption_says_what_is_not_the_paper_s(name: str, scale: str, reduced: str) -> None:
-    card = cards.get(name, scale)
-    made = experiments.Artifact(Path("nowhere"), card, {"seed": 0, "device": "cpu"}, {})
-    batch = min(card.batch_size, card.n)
-    size = f"n = {card.n:,}, {card.steps:,} steps of {batch:,}{reduced}"
+    experiment = experiments.get(name, scale)
+    made = Artifact(Path("nowhere"), experiment, {"seed": 0, "device": "cpu"}, {})
+    batch = min(experiment.batch_size, experiment.n)
+    size = f"n = {experiment.n:,}, {experiment.steps:,} steps of {batch:,}{reduced}"
     assert made.measured == f"{name}, {scale} scale, seed 0, {size}, on cpu"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "asked", "parts"),
+    [
+        ({"losses": [1.0], "large": {"fraction": {"5": [0.1, 0, 1, 9]}}}, ("larg",), ("sampler", "one of large", "'larg'")),
+        ({"large": {"fraction": {"5": [0.1, 0, 1, 9]}}}, ("large", "7"), ("width", "one of 5", "'7'")),
+        ({"arms": {"none": []}}, ("large",), ("sampler", "recursion", "'large'")),
+    ],
+)
+def test_a_fraction_that_was_not_measured(metrics: dict, asked: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    made = Artifact(Path("nowhere"), experiments.get("line123"), {}, metrics)
+    with pytest.raises(TinyhallError) as caught:
+        made.fraction(*asked)
+    one_line(caught.value, *parts)
+    if "large" in metrics:
+        assert made.fraction("large").value == 0.1
+
+
+# Tables.
+
+SCHEDULE = Schedule.linear()
+FOUND = {"auroc": [0.9, 0.8, 1.0, 50], "removed": [0.7, 0.5, 0.9, 10], "kept": [0.6, 0.5, 0.7, 40]}
+POINTS = {
+    "losses": [1.0, 0.5],
+    "large": {
+        "n": 100, "fraction": {"4": [0.2, 0.1, 0.3, 100], "5": [0.1, 0.05, 0.15, 100]}, "integral": {"5": 0.11},
+        "windows": {"0-10": {"5": FOUND}, "[10,20)": {"4": FOUND, "5": FOUND}, "0-200": {}},
+    },
+    "ddim": {"n": 10, "fraction": {"5": [0.3, 0.2, 0.4, 10]}, "windows": {}},
+}  # fmt: skip
+IMAGES = {
+    "by_step": [{"step": 5, "fraction": {"any": [0.5, 0.1, 0.9, 9]}}],
+    "small": {
+        "n": 60, "fraction": {"any": [0.5, 0.4, 0.6, 60], "blank": [0.1, 0.0, 0.2, 60]},
+        "windows": {"0-100": {"mean": FOUND, "local": None}, "100-1000": {"mean": FOUND, "local": FOUND}},
+    },
+}  # fmt: skip
+
+
+def one(table: Any, **where: Any) -> Any:
+    """The only row of which that is true."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    assert len(table) == 1, table
+    return table.iloc[0]
+
+
+TYPES = {column: "object" for column in ("sampler", "window", "rule", "statistic")}
+TYPES |= {column: "float64" for column in ("alpha_bar_low", "alpha_bar_high", "value", "low", "high", "n")}
+
+
+def types(table: Any) -> dict[str, str]:
+    return {column: str(table[column].dtype) for column in COLUMNS}
+
+
+def raw(row: Any) -> list[float]:
+    return [row["value"], row["low"], row["high"], row["n"]]
+
+
+def test_windows_of_older_files_are_respelled() -> None:
+    told = respelled(POINTS)
+    assert list(told["large"]["windows"]) == ["[0,10)", "[10,20)", "[0,200)"]
+    assert list(respelled(IMAGES)["small"]["windows"]) == ["[0,100)", "[100,1000)"]
+    assert respelled(told) == told
+    assert told["large"]["windows"]["[0,10)"] == POINTS["large"]["windows"]["0-10"]
+    assert (told["losses"], told["ddim"]) == (POINTS["losses"], POINTS["ddim"])
+    assert "0-10" in POINTS["large"]["windows"]  # what came is as it was
+
+
+@pytest.mark.parametrize("window", ["0,10", "x", "", "[0,10]", "-3-5", "[10,0)"])
+def test_a_window_that_is_none_is_no_row(window: str) -> None:
+    metrics = respelled({"large": {"n": 9, "fraction": {}, "windows": {window: {"5": FOUND}}}})
+    with pytest.raises(TinyhallError) as caught:
+        tidy(metrics, SCHEDULE)
+    one_line(caught.value, "window", "expected")
+
+
+def test_a_table_of_points_holds_every_figure() -> None:
+    table = tidy(respelled(POINTS), SCHEDULE)
+    assert tuple(table.columns) == COLUMNS
+    assert types(table) == TYPES
+    assert len(table) == 3 + 1 + 3 * 3
+    assert raw(one(table, sampler="large", statistic="fraction", rule=4.0)) == POINTS["large"]["fraction"]["4"]
+    assert raw(one(table, sampler="ddim", statistic="fraction", rule=5.0)) == POINTS["ddim"]["fraction"]["5"]
+    exact = one(table, statistic="integral")
+    assert (exact["sampler"], exact["rule"], exact["value"]) == ("large", 5.0, 0.11)
+    assert exact[["window", "alpha_bar_low", "alpha_bar_high", "low", "high", "n"]].isna().all()
+    for window, rule in (("[0,10)", 5.0), ("[10,20)", 4.0), ("[10,20)", 5.0)):
+        for statistic, estimate in FOUND.items():
+            row = one(table, window=window, rule=rule, statistic=statistic)
+            assert raw(row) == estimate
+            assert (row["alpha_bar_low"], row["alpha_bar_high"]) == SCHEDULE.alpha_bars(parsed(window))
+    ends = table.dropna(subset=["window"])
+    assert (ends["alpha_bar_low"] <= ends["alpha_bar_high"]).all() and (ends["alpha_bar_low"] > 0).all()
+
+
+def test_a_table_of_images_tells_kinds_and_patches_apart() -> None:
+    table = tidy(respelled(IMAGES), SCHEDULE)
+    assert tuple(table.columns) == COLUMNS and len(table) == 2 + 3 + 6
+    assert types(table) == TYPES
+    assert raw(one(table, statistic="fraction", rule="blank")) == IMAGES["small"]["fraction"]["blank"]
+    assert raw(one(table, statistic="auroc", window="[0,100)", rule="any")) == FOUND["auroc"]
+    assert not len(table[(table["window"] == "[0,100)") & table["statistic"].str.endswith(", local")])
+    assert raw(one(table, statistic="kept, local", window="[100,1000)")) == FOUND["kept"]
+
+
+def test_a_table_of_nothing_has_its_columns() -> None:
+    table = tidy({"losses": [1.0]}, SCHEDULE)
+    assert (tuple(table.columns), len(table), types(table)) == (COLUMNS, 0, TYPES)
+
+
+def test_a_table_of_generations_numbers_them() -> None:
+    told = load("recursion", "laptop", 0, BOOK)
+    table = told.table()
+    assert tuple(table.columns) == (*COLUMNS, "generation")
+    assert (types(table), str(table["generation"].dtype)) == (TYPES, "int64")
+    assert set(table["sampler"]) == set(told.metrics["arms"])
+    assert table[["window", "rule", "alpha_bar_low", "alpha_bar_high", "low", "high", "n"]].isna().all(axis=None)
+    for arm, history in told.metrics["arms"].items():
+        assert sorted(table[table["sampler"] == arm]["generation"].unique()) == [1, 2, 3, 4, 5]
+        for generation, figures in enumerate(history, start=1):
+            where = {"sampler": arm, "generation": generation}
+            assert one(table, statistic="hallucinated", **where)["value"] == figures["fraction"]["5"][0]
+            assert one(table, statistic="AUROC", **where)["value"] == figures["auroc"][0]
+
+
+def test_results_of_all_seeds_say_where_each_comes_from() -> None:
+    table = results("line123", "recursion", scale="laptop", root=BOOK)
+    assert tuple(table.columns) == (*COLUMNS, "experiment", "scale", "seed", "device", "revision", "generation")
+    assert table.index.tolist() == list(range(len(table)))
+    assert types(table) == TYPES
+    assert set(table["scale"]) == {"laptop"}
+    for name, seeds in (("line123", (0, 1, 2)), ("recursion", (0, 1, 2))):
+        assert sorted(table[table["experiment"] == name]["seed"].unique()) == list(seeds)
+        for seed in seeds:
+            told = load(name, "laptop", seed, BOOK)
+            rows = table[(table["experiment"] == name) & (table["seed"] == seed)]
+            assert (set(rows["device"]), set(rows["revision"])) == ({told.info["device"]}, {told.info["revision"]})
+            assert rows["value"].tolist() == pytest.approx(told.table()["value"].tolist(), rel=0, abs=0, nan_ok=True)
+    of_points, of_generations = (table[table["experiment"] == name] for name in ("line123", "recursion"))
+    assert of_points["generation"].isna().all() and of_generations["generation"].notna().all()
+    row = one(of_points, seed=1, sampler="large", statistic="fraction", rule=5.0)
+    assert raw(row) == list(load("line123", "laptop", 1, BOOK).fraction("large"))
+
+
+def test_results_of_everything_at_a_scale() -> None:
+    table = th.results(scale="laptop", root=BOOK)
+    made = {(name, seed) for name, scale, seed in available(BOOK) if scale == "laptop"}
+    assert set(zip(table["experiment"], table["seed"], strict=True)) == made
+    assert (table["alpha_bar_low"] <= table["alpha_bar_high"]).eq(table["window"].notna()).all()
+
+
+def test_results_of_an_experiment_that_was_not_run() -> None:
+    with pytest.raises(TinyhallError) as caught:
+        results("line123", "line124", scale="laptop", root=BOOK)
+    one_line(caught.value, "artifact", "line124", "laptop", str(BOOK))
+
+
+def test_results_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        results(root=tmp_path)
+    one_line(caught.value, "artifact", "any experiment at paper scale", str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "scale", "seed"), available(BOOK))
+def test_every_artifact_of_the_book_loads_and_has_a_table(name: str, scale: str, seed: int) -> None:
+    made = load(name, scale, seed, BOOK)
+    table = made.table()
+    assert len(table) > 0 and table["value"].notna().any()
+    assert tuple(table.columns)[: len(COLUMNS)] == COLUMNS and types(table) == TYPES
+    for window in table["window"].dropna().unique():
+        a, b = parsed(window)
+        assert 0 <= a < b <= made.experiment.timesteps
+    for sampler, told in made.metrics.items():
+        if not isinstance(told, dict) or "fraction" not in told:
+            continue
+        rows = table[table["sampler"] == sampler]
+        raws = [raw(row) for _, row in rows[rows["statistic"] == "fraction"].iterrows()]
+        assert raws == [list(estimate) for estimate in told["fraction"].values()]
+        areas = [
+            report["auroc"]
+            for found in told["windows"].values()
+            for rule, report in found.items()
+            if report and rule != "local"
+        ]
+        assert [raw(row) for _, row in rows[rows["statistic"] == "auroc"].iterrows()] == areas
+        assert list(rows["window"].dropna().unique()) == [w for w, found in told["windows"].items() if any(found.values())]

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line on stderr and exit code 2; a card runs from end to end."""
+"""The command line: bad input is one line on stderr and exit code 2; an experiment runs from end to end."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from common import ROOT, environment, run_python
 pytest.importorskip("tyro")
 
 from tinyhall.__main__ import main
-from tinyhall.artifacts import read_tensors
-from tinyhall.cards import get
+from tinyhall.lab.experiments import get
+from tinyhall.store.files import read_tensors
 
 
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["train", "line321"], ("card", "line321", "line123")),
+        (["train", "line321"], ("experiment", "line321", "line123")),
         (["train", "line123", "--scale", "huge"], ("scale", "huge", "smoke, laptop, paper")),
         (["sample", "line123", "--scale", "smoke", "--n", "0"], ("n", "at least 1", "0")),
         (["sample", "line123", "--scale", "smoke", "--batch-size", "0"], ("batch_size", "at least 1", "0")),
@@ -29,6 +29,7 @@ from tinyhall.cards import get
         (["sample", "line123", "--scale", "smoke", "--out", "."], ("out", "a file", "'.'")),
         (["sample", "line123", "--scale", "smoke", "--out", "/"], ("out", "a file", "'/'")),
         (["sample", "line123", "--scale", "smoke", "--out", "/dev/null/x"], ("out", "a folder", "/dev/null/x")),
+        (["train", "recursion", "--scale", "smoke"], ("experiment", "a single model", "reproduce")),
         (["train", "line123", "--scale", "smoke", "--device", "abacus"], ("device", "abacus", "cpu")),
     ],
 )

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm
 
-from tinyhall._check import TinyhallError
-from tinyhall.datasets import ELSEWHERE, IN_SUPPORT, INTERPOLATED, GaussianMixture
-from tinyhall.schedule import Schedule
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.mixture import ELSEWHERE, IN_SUPPORT, INTERPOLATED, GaussianMixture
+from tinyhall.core.schedule import Schedule
+from tinyhall.lab.mitigations import log_modes
 
 
 def points(*rows: tuple[float, ...]) -> torch.Tensor:
@@ -339,7 +340,7 @@ def test_denoiser_is_the_score_of_the_noised_density() -> None:
             ("x", "[n, 2]", "(5, 1)"),
         ),
         (
-            lambda: GaussianMixture.grid().log_modes(Schedule.linear(), torch.zeros(5, 1), same_t(3, 5)),
+            lambda: log_modes(GaussianMixture.grid(), Schedule.linear(), torch.zeros(5, 1), same_t(3, 5)),
             ("x", "[n, 2]", "(5, 1)"),
         ),
     ],

@@ -1,4 +1,4 @@
-"""The law of the samples by integration, against recursion, sampling and conservation of mass."""
+"""The density of the samples by integration, against recursion, sampling and conservation of mass."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from common import one_line, seeded
 
-from tinyhall._check import TinyhallError
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.sampling import ddim, ddpm, sample
+from tinyhall.core.schedule import Schedule
 from tinyhall.datasets import GaussianMixture
-from tinyhall.density import _deposit, exact_std, law
-from tinyhall.sampling import ddim, ddpm, sample
-from tinyhall.schedule import Schedule
+from tinyhall.measure.density import _deposit, exact_std, sample_density
 
 SCHEDULE = Schedule.linear(1e-3, 0.2, 100)
 
@@ -18,13 +18,13 @@ SCHEDULE = Schedule.linear(1e-3, 0.2, 100)
 @pytest.mark.parametrize("sampler", [ddpm(), ddpm("small"), ddim(0.5)], ids=str)
 def test_of_one_gaussian_it_is_the_gaussian_of_the_affine_recursion(sampler) -> None:
     mixture = GaussianMixture.line((1,), std=0.2)
-    found = law(mixture.denoiser(SCHEDULE), SCHEDULE, sampler=sampler)
+    found = sample_density(mixture.denoiser(SCHEDULE), SCHEDULE, sampler=sampler)
     mean, variance = 0.0, 1.0
-    for t, keep, push, noise in sampler(SCHEDULE):
+    for t, of_x, of_eps, noise in sampler(SCHEDULE):
         bar = float(SCHEDULE.alpha_bar[t])
         slope = (1 - bar) ** 0.5 / (bar * 0.04 + 1 - bar)
-        factor = keep + push * slope
-        mean, variance = factor * mean - push * slope * bar**0.5, factor**2 * variance + noise**2
+        factor = of_x + of_eps * slope
+        mean, variance = factor * mean - of_eps * slope * bar**0.5, factor**2 * variance + noise**2
     assert float(found.mass.sum()) == pytest.approx(1, abs=1e-6)
     at = float((found.places * found.mass).sum())
     assert at == pytest.approx(mean, abs=1e-5)
@@ -34,7 +34,7 @@ def test_of_one_gaussian_it_is_the_gaussian_of_the_affine_recursion(sampler) -> 
 def test_equals_the_histogram_of_samples() -> None:
     mixture = GaussianMixture.line((1, 2), std=0.1)
     net = mixture.denoiser(SCHEDULE)
-    found = law(net, SCHEDULE)
+    found = sample_density(net, SCHEDULE)
     x = sample(net, SCHEDULE, 20_000, shape=(1,), generator=seeded(1)).x[:, 0]
     edges = torch.linspace(0.5, 2.5, 41, dtype=torch.float64)
     counts = torch.histogram(x.double(), edges).hist / 20_000
@@ -60,7 +60,7 @@ def test_equals_the_histogram_of_samples() -> None:
 def test_errors(options, parts, unchecked) -> None:
     net = GaussianMixture.line((1, 2), std=0.1).denoiser(SCHEDULE)
     with pytest.raises(TinyhallError) as caught:
-        law(net, SCHEDULE, **options)
+        sample_density(net, SCHEDULE, **options)
     one_line(caught.value, *parts)
 
 
@@ -68,7 +68,7 @@ def test_errors(options, parts, unchecked) -> None:
 def test_a_network_without_values_is_named(at: int) -> None:
     exact = GaussianMixture.line((1, 2), std=0.1).denoiser(SCHEDULE)
     with pytest.raises(TinyhallError) as caught:
-        law(lambda x, t, label=None: exact(x, t) * (torch.nan if int(t[0]) == at else 1), SCHEDULE, points=4_096)
+        sample_density(lambda x, t, label=None: exact(x, t) * (torch.nan if int(t[0]) == at else 1), SCHEDULE, points=4_096)
     one_line(caught.value, "net", "finite", "got 4096 of 4096", f"t = {at}")
 
 
@@ -81,10 +81,10 @@ def test_what_falls_off_the_grid_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("sampler", [ddpm("large"), ddpm("small"), ddim(eta=0.5)])
-def test_exact_std_equals_the_law_of_one_mode(sampler) -> None:
+def test_exact_std_equals_the_density_of_one_mode(sampler) -> None:
     schedule = Schedule.linear(1e-3, 0.2, 200)
     alone = GaussianMixture.line((0,), std=0.3)
-    found = law(alone.denoiser(schedule), schedule, sampler=sampler)
+    found = sample_density(alone.denoiser(schedule), schedule, sampler=sampler)
     std = float((found.mass * found.places**2).sum().sqrt())
     assert exact_std(0.3, schedule, sampler) == pytest.approx(std, rel=1e-3)
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from common import ROOT, one_line, run_python, seeded
 
-from tinyhall import bench, device, stats
-from tinyhall._check import TinyhallError
-from tinyhall.artifacts import read_tensors
-from tinyhall.datasets import GaussianMixture
-from tinyhall.metrics import TrajectoryVariance
-from tinyhall.mnist import MNIST, DigitOracle
-from tinyhall.nets import MLP, UNet
-from tinyhall.sampling import ddpm, reverse, sample
-from tinyhall.schedule import Schedule
-from tinyhall.training import fit
+from tinyhall.core import device
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.metrics import TrajectoryVariance
+from tinyhall.core.mixture import GaussianMixture
+from tinyhall.core.mlp import MLP
+from tinyhall.core.sampling import ddpm, reverse, sample
+from tinyhall.core.schedule import Schedule
+from tinyhall.core.unet import UNet
+from tinyhall.data.mnist import MNIST, DigitOracle
+from tinyhall.lab.mitigations import log_classes
+from tinyhall.measure import stats
+from tinyhall.measure.denoising import PostHocVariance
+from tinyhall.store.checkpoint import fit, gains_bf16
+from tinyhall.store.files import once, read_tensors
 
 SHARED = """
 import json, os, signal, sys
@@ -27,27 +30,24 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
 from common import seeded
-from tinyhall import device
-from tinyhall.artifacts import write_tensors
-from tinyhall.datasets import GaussianMixture
-from tinyhall.metrics import TrajectoryVariance
-from tinyhall.nets import MLP
-from tinyhall.sampling import ddpm, sample
-from tinyhall.schedule import Schedule
-from tinyhall.training import fit
+from tinyhall.core import MLP, GaussianMixture, Schedule, TrajectoryVariance, ddpm, device, sample
+from tinyhall.measure.denoising import PostHocVariance
+from tinyhall.store.checkpoint import fit
+from tinyhall.store.files import write_tensors
 
 folder = sys.argv[1]
 schedule, mixture = Schedule.linear(1e-3, 0.2, 100), GaussianMixture.line()
 device.pick()
 net = MLP(1, width=16, generator=seeded(0))
 # 17 rows do not split evenly, and a microbatch of 5 does not divide a share.
-run = fit(net, mixture.sample(53, seeded(100)), schedule, steps=8, batch_size=17, lr=1e-3, generator=seeded(5), progress=False,
-          microbatch=5, checkpoint=f"{folder}/run", every=3)
+run = fit(net, mixture.sample(53, seeded(100)), schedule, train_steps=8, batch_size=17, lr=1e-3, generator=seeded(5),
+          progress=False, microbatch=5, checkpoint=f"{folder}/run", every=3)
 x = sample(mixture.denoiser(schedule), schedule, 41, shape=(1,), sampler=ddpm(), generator=seeded(7), batch_size=6,
-           metrics=[TrajectoryVariance()])
+           metrics=[TrajectoryVariance(), PostHocVariance((20, 60))])
 one = sample(mixture.denoiser(schedule), schedule, 3, shape=(1,), sampler=ddpm(), generator=seeded(8), batch_size=100)
 score = x.scores["variance[0,10)"]
-write_tensors(f"{folder}/rank{device.rank()}", {**net.state_dict(), "x": x.x, "score": score, "one": one.x})
+post_hoc = x.scores["post-hoc variance[20,60) at 10"]
+write_tensors(f"{folder}/rank{device.rank()}", {**net.state_dict(), "x": x.x, "score": score, "post": post_hoc, "one": one.x})
 with open(f"{folder}/losses{device.rank()}.json", "w") as file:
     json.dump([device.processes(), *run.losses], file)
 
@@ -55,8 +55,8 @@ net, calls = MLP(1, width=16, generator=seeded(0)), iter(range(1, 1000))
 if device.rank() == 1:
     net.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if next(calls) == 4 else None)
 try:
-    fit(net, mixture.sample(53, seeded(100)), schedule, steps=900, batch_size=17, lr=1e-3, generator=seeded(5), progress=False,
-        checkpoint=f"{folder}/stopped")
+    fit(net, mixture.sample(53, seeded(100)), schedule, train_steps=900, batch_size=17, lr=1e-3, generator=seeded(5),
+        progress=False, checkpoint=f"{folder}/stopped")
 except KeyboardInterrupt as error:
     with open(f"{folder}/stopped{device.rank()}.json", "w") as file:
         json.dump([str(error), os.path.exists(f"{folder}/stopped")], file)
@@ -92,7 +92,7 @@ def test_two_processes_train_the_weights_of_one(folder: Path) -> None:
         net,
         MIXTURE.sample(53, seeded(100)),
         SCHEDULE,
-        steps=8,
+        train_steps=8,
         batch_size=17,
         lr=1e-3,
         generator=seeded(5),
@@ -124,13 +124,15 @@ def test_two_processes_stop_together_and_saved(folder: Path) -> None:
 
 def test_two_processes_draw_the_samples_of_one(folder: Path) -> None:
     net = MIXTURE.denoiser(SCHEDULE)
-    whole = sample(net, SCHEDULE, 41, shape=(1,), sampler=ddpm(), generator=seeded(7), metrics=[TrajectoryVariance()])
+    metrics = [TrajectoryVariance(), PostHocVariance((20, 60))]
+    whole = sample(net, SCHEDULE, 41, shape=(1,), sampler=ddpm(), generator=seeded(7), metrics=metrics)
     one = sample(net, SCHEDULE, 3, shape=(1,), sampler=ddpm(), generator=seeded(8))
     for rank in (0, 1):
         got, _ = read_tensors(folder / f"rank{rank}")
         assert len(got["x"]) == 41
         assert torch.equal(got["x"], whole.x)
         assert torch.equal(got["score"], whole.scores["variance[0,10)"])
+        assert torch.equal(got["post"], whole.scores["post-hoc variance[20,60) at 10"])
         assert torch.equal(got["one"], one.x)  # one chunk: the second process has nothing to do
 
 
@@ -138,7 +140,9 @@ REPRODUCED = """
 import dataclasses, json, sys
 import torch
 torch.set_num_threads(1)
-from tinyhall import cards, device, experiments
+from tinyhall.core import device
+from tinyhall.lab import experiments
+from tinyhall.lab.reproduce import reproduce
 
 folder = sys.argv[1]
 device.pick()
@@ -149,9 +153,9 @@ smaller = {
 }
 told = {}
 for name, fields in smaller.items():
-    card = cards.CARDS[name] = dataclasses.replace(cards.get(name, "smoke"), **fields)
-    samplers = None if name == "recursion" else experiments.samplers_of(card).keys() & {"small"}
-    made = experiments.reproduce(card, root=f"{folder}/root", runs=f"{folder}/runs", samplers=samplers, progress=False)
+    experiment = experiments.EXPERIMENTS[name] = dataclasses.replace(experiments.get(name, "smoke"), **fields)
+    samplers = None if name == "recursion" else [known for known in experiment.samplers() if known == "small"]
+    made = reproduce(experiment, root=f"{folder}/root", runs=f"{folder}/runs", samplers=samplers, progress=False)
     told[name] = made.metrics
 with open(f"{folder}/told{device.rank()}.json", "w") as file:
     json.dump(told, file)
@@ -160,7 +164,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_reproduce_cards(tmp_path: Path) -> None:
+def test_two_processes_reproduce_experiments(tmp_path: Path) -> None:
     by_two(REPRODUCED, tmp_path)
     first, second = (json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
@@ -190,7 +194,7 @@ def test_figures_of_what_lies_on_a_gpu() -> None:
     for ours, theirs in zip(digits.judge(images.to(place)), digits.judge(images), strict=True):
         torch.testing.assert_close(ours, theirs)
     schedule = Schedule.linear(1e-4, 0.04, 500)
-    classes = bench._log_classes(SimpleNamespace(data=digits, schedule=schedule, device=place))  # type: ignore[arg-type]
+    classes = log_classes(digits, schedule, place)
     t = torch.tensor([3], device=place).expand(20)
     assert classes is not None and classes(images.to(place), t, torch.zeros_like(images).to(place)).shape == (20, 10)
     assert digits.classifier.out.weight.device.type == "cpu"
@@ -231,13 +235,13 @@ def test_one_process_writes_and_all_wait(monkeypatch: pytest.MonkeyPatch, tmp_pa
     told: list[str] = []
     monkeypatch.setattr(device, "rank", lambda: rank)
     monkeypatch.setattr(device, "barrier", lambda: told.append("waited"))
-    device.once(lambda path, word: told.append(f"{path.name} {word}"), tmp_path / "a", "b")
+    once(lambda path, word: told.append(f"{path.name} {word}"), tmp_path / "a", "b")
     assert told == (["a b", "waited"] if rank == 0 else ["waited"])
 
 
 def test_bf16_is_asked_of_the_device() -> None:
-    assert isinstance(device.gains_bf16(torch.device("cpu")), bool)
-    assert device.gains_bf16(torch.device("meta")) is False
+    assert isinstance(gains_bf16(torch.device("cpu")), bool)
+    assert gains_bf16(torch.device("meta")) is False
 
 
 @pytest.mark.parametrize(("tiles", "dots"), [(False, False), (False, True), (True, False)])
@@ -245,23 +249,15 @@ def test_bf16_gains_where_a_processor_multiplies_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TINYHALL_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dots, raising=False)
-    assert device.gains_bf16(torch.device("cpu")) is (tiles or dots)
-    assert device.gains_bf16(torch.device("cpu"), images=True) is tiles
+    assert gains_bf16(torch.device("cpu")) is (tiles or dots)
+    assert gains_bf16(torch.device("cpu"), images=True) is tiles
 
 
 def test_the_precision_can_be_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in ("float32", "bfloat16"):
         monkeypatch.setenv("TINYHALL_PRECISION", wanted)
-        assert device.gains_bf16(torch.device("cpu")) is (wanted == "bfloat16")
+        assert gains_bf16(torch.device("cpu")) is (wanted == "bfloat16")
     monkeypatch.setenv("TINYHALL_PRECISION", "float16")
     with pytest.raises(TinyhallError) as caught:
-        device.gains_bf16(torch.device("cpu"))
+        gains_bf16(torch.device("cpu"))
     one_line(caught.value, "TINYHALL_PRECISION", "float32 or bfloat16", "'float16'")
-
-
-def test_autocast() -> None:
-    a = torch.ones(2, 2)
-    with device.autocast(torch.device("cpu"), True):
-        assert (a @ a).dtype == torch.bfloat16
-    with device.autocast(torch.device("cpu"), False):
-        assert (a @ a).dtype == torch.float32

@@ -17,12 +17,12 @@ import torch
 from common import ROOT, one_line, seeded
 
 from tinyhall import datasets, explore
-from tinyhall._check import TinyhallError
-from tinyhall.filtering import Filter
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.sampling import ddim, ddpm, reverse
+from tinyhall.core.schedule import Schedule
+from tinyhall.core.training import train
+from tinyhall.measure.filtering import Filter
 from tinyhall.nets import MLP
-from tinyhall.sampling import ddim, ddpm, reverse
-from tinyhall.schedule import Schedule
-from tinyhall.training import train
 
 N = 80
 
@@ -70,7 +70,8 @@ def test_the_first_threshold_is_the_filter_s(remove: float) -> None:
     data = explore.threshold(scores, bad, remove=remove).data
     expected = Filter.calibrate(scores, bad, remove).threshold
     assert scores.sort().values[data["start"]] == expected  # 0.7 of 20 are 14, though in binary they are a little more
-    with_names = set(re.findall(r"\w+", re.search(r"data: {(.*?)}", (ROOT / "tinyhall/js/threshold.js").read_text())[1]))
+    source = (ROOT / "tinyhall/figures/js/threshold.js").read_text()
+    with_names = set(re.findall(r"\w+", re.search(r"data: {(.*?)}", source)[1]))
     assert with_names == data.keys()
 
 
@@ -274,7 +275,7 @@ def test_without_javascript_a_sentence_stands_there(browser: Any, tmp_path: Path
 
 
 LINE, QUICK = datasets.GaussianMixture.line(), Schedule.linear(1e-3, 0.2, 100)
-WAYS = {"DDPM, 20": ddpm("large", 20), "DDIM, 10": ddim(steps=10)}
+WAYS = {"DDPM, 20": ddpm("large", 20), "DDIM, 10": ddim(sample_steps=10)}
 
 
 class Mulberry:
@@ -333,7 +334,7 @@ def test_the_page_computes_the_network(browser: Any, tmp_path: Path, shared: boo
 @pytest.mark.parametrize("width", [390, 1000])
 def test_drawing_in_the_page(browser: Any, tmp_path: Path, width: int) -> None:
     net, g = halved(), seeded(2)
-    for _ in train(net, LINE.sample(500, g), QUICK, steps=200, batch_size=500, lr=5e-3, generator=g):
+    for _ in train(net, LINE.sample(500, g), QUICK, train_steps=200, batch_size=500, lr=5e-3, generator=g):
         pass  # until some samples are in support and some are not
     net.load_state_dict({name: value.half().float() for name, value in net.state_dict().items()})
     figure = explore.draw(net, QUICK, WAYS, LINE, within=8)

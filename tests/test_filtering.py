@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, sem, t
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from tinyhall._check import TinyhallError
-from tinyhall.filtering import Filter, keep_k, kept_at, split
-from tinyhall.stats import auroc, fraction, mean, roc, sliced_wasserstein
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.recursion import lowest_k
+from tinyhall.measure.filtering import Filter, split, tnr_at_tpr
+from tinyhall.measure.stats import auroc, fraction, mean, roc, sliced_wasserstein
 
 
 def labelled(seed: int, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,30 +54,30 @@ def test_keep_drops_what_is_no_number() -> None:
     assert Filter(1.0).keep(torch.tensor([0.5, 1.0, math.nan, math.inf])).tolist() == [True, False, False, False]
 
 
-def test_kept_at_is_the_curve_s_point() -> None:
+def test_tnr_at_tpr_is_the_curve_s_point() -> None:
     g = seeded(3)
     bad = torch.arange(3_000) < 1_000
     scores = torch.randn(3_000, generator=g) + 2 * bad
     threshold = scores[bad].sort().values[50]  # 950 of 1,000 at or above it
-    found = kept_at(scores, bad)
+    found = tnr_at_tpr(scores, bad)
     assert found.value == pytest.approx(float((scores[~bad] < threshold).float().mean()))
     # On the normal curve: P(z < 2 - 1.645). The interval holds the threshold's chance, and so is wider than Wilson's.
     assert found.low < 0.6388 < found.high
     alone = fraction(round(found.value * 2_000), 2_000)
     assert found.high - found.low > 1.3 * (alone.high - alone.low)
-    assert kept_at(scores, bad) == found
-    assert kept_at(scores, bad, remove=0.5).value > found.value
+    assert tnr_at_tpr(scores, bad) == found
+    assert tnr_at_tpr(scores, bad, remove=0.5).value > found.value
     with pytest.raises(TinyhallError) as caught:
-        kept_at(scores, torch.ones_like(bad))
+        tnr_at_tpr(scores, torch.ones_like(bad))
     one_line(caught.value, "hallucinated", "none")
 
 
-def test_keep_k() -> None:
+def test_lowest_k() -> None:
     scores = torch.tensor([3.0, 1.0, 2.0, 1.0, 2.0])
-    assert keep_k(scores, 3).tolist() == [1, 2, 3]
-    assert keep_k(scores, 5).tolist() == [0, 1, 2, 3, 4]
+    assert lowest_k(scores, 3).tolist() == [1, 2, 3]
+    assert lowest_k(scores, 5).tolist() == [0, 1, 2, 3, 4]
     scores[0] = math.inf  # what goes need not be finite
-    assert keep_k(scores, 3).tolist() == [1, 2, 3]
+    assert lowest_k(scores, 3).tolist() == [1, 2, 3]
 
 
 @given(n=st.integers(2, 50), share=st.floats(0.01, 0.99), seed=st.integers(0, 20))
@@ -241,10 +242,10 @@ def test_sliced_wasserstein_in_more_dimensions() -> None:
         (lambda: Filter(1.0).report(torch.ones(3), torch.ones(3)), ("hallucinated", "bool", "float32")),
         (lambda: Filter(1.0).report(torch.ones(3), torch.zeros(3).bool()), ("hallucinated", "both classes", "3 negative")),
         (lambda: auroc(torch.ones(3), torch.ones(3)), ("positive", "bool", "float32")),
-        (lambda: keep_k(torch.ones(3), 4), ("k", "at most 3", "4")),
-        (lambda: keep_k(torch.ones(3), 0), ("k", "at least 1", "0")),
-        (lambda: keep_k(torch.tensor([1.0, math.inf, math.inf]), 2), ("scores", "2 finite", "got 1")),
-        (lambda: keep_k(torch.tensor([1.0, math.nan]), 2), ("scores", "2 finite", "got 1")),
+        (lambda: lowest_k(torch.ones(3), 4), ("k", "at most 3", "4")),
+        (lambda: lowest_k(torch.ones(3), 0), ("k", "at least 1", "0")),
+        (lambda: lowest_k(torch.tensor([1.0, math.inf, math.inf]), 2), ("scores", "2 finite", "got 1")),
+        (lambda: lowest_k(torch.tensor([1.0, math.nan]), 2), ("scores", "2 finite", "got 1")),
         (lambda: roc(torch.ones(2), torch.ones(2).bool()), ("both classes", "2 positive and 0 negative")),
         (lambda: roc(torch.ones(2), torch.zeros(2).bool()), ("both classes", "0 positive and 2 negative")),
         (lambda: sliced_wasserstein(torch.ones(3, 3), torch.ones(3, 3), 0), ("directions", "at least 1", "0")),

@@ -12,20 +12,12 @@ import torch
 from common import one_line, run_python, seeded
 from PIL import Image, ImageDraw
 
-from tinyhall import cards, experiments
-from tinyhall._check import TinyhallError
-from tinyhall.hands import (
-    DETACHED,
-    IN_SUPPORT,
-    KINDS,
-    MERGED,
-    UNCLEAR,
-    WRONG_COUNT,
-    HandPhotos,
-    Hands,
-    finger_tips,
-)
-from tinyhall.images import quantised, restored
+from tinyhall.core._check import TinyhallError
+from tinyhall.data.fingers import DETACHED, IN_SUPPORT, KINDS, MERGED, UNCLEAR, WRONG_COUNT, finger_tips
+from tinyhall.data.hands import HandPhotos, Hands
+from tinyhall.data.images import quantised, restored
+from tinyhall.lab import experiments, pictures
+from tinyhall.lab.reproduce import reproduce
 
 HANDS = Hands(64)
 
@@ -188,7 +180,7 @@ def test_photographs_are_read_cut_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert float((x - drawn[far]).abs().mean()) < 0.03
     assert torch.equal(x, hands.sample(8, seeded(1)))
     assert hands.in_support(x).all()
-    monkeypatch.setattr("tinyhall.hands._photograph", None)
+    monkeypatch.setattr("tinyhall.data.hands._photograph", None)
     assert torch.equal(HandPhotos(tmp_path / "11k", accessories=True, cache=tmp_path).sample(8, seeded(1)), x)  # from the file
 
 
@@ -223,13 +215,13 @@ def test_a_damaged_photograph_is_skipped_and_counted(tmp_path: Path) -> None:
     assert HandPhotos(tmp_path).skipped == 3  # the file remembers
 
 
-def test_the_card_of_photographs_looks_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_experiment_of_photographs_looks_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photographs(tmp_path)
     monkeypatch.setenv("TINYHALL_HANDS", str(tmp_path))
-    card = cards.get("hand-photos", "smoke")
-    assert str(card.data().folder) == str(tmp_path)
-    assert len(card.data()) == 7
-    assert card.net(0).shape == card.data().shape
+    experiment = experiments.get("hand-photos", "smoke")
+    assert str(experiment.data().folder) == str(tmp_path)
+    assert len(experiment.data()) == 7
+    assert experiment.net(0).shape == experiment.data().shape
 
 
 def _table(text: str, encoding: str = "utf-8") -> Any:
@@ -271,13 +263,13 @@ def test_more_photographs_than_there_are(tmp_path: Path) -> None:
 
 
 def test_a_model_of_hands_from_end_to_end(tmp_path: Path) -> None:
-    card = cards.get("hands", "smoke")
-    made = experiments.reproduce(card, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
+    experiment = experiments.get("hands", "smoke")
+    made = reproduce(experiment, root=tmp_path / "a", runs=tmp_path / "r", device="cpu", progress=False)
     kept = made.samples("small")
-    assert kept["x"].shape == (card.samples, 3, 32, 32)
-    verdict = card.data().judge(restored(kept["x"]))
+    assert kept["x"].shape == (experiment.samples, 3, 32, 32)
+    verdict = experiment.data().judge(restored(kept["x"]))
     assert kept["fingers"].shape == verdict.fingers.shape
-    assert len(made.metrics["by_step"]) == experiments.STAGES
+    assert len(made.metrics["by_step"]) == pictures.STAGES
     assert sum(made.metrics["small"]["fraction"][name][0] for name in KINDS[1:]) == pytest.approx(
         made.metrics["small"]["fraction"]["any"][0]
     )

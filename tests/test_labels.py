@@ -9,9 +9,9 @@ import pytest
 import torch
 from common import one_line, seeded
 
-from tinyhall._check import TinyhallError
-from tinyhall.hands import IN_SUPPORT, UNCLEAR, WRONG_COUNT
-from tinyhall.labels import CHOICES, Labeller, agreement, judged, read_labels, write_labels
+from tinyhall.core._check import TinyhallError
+from tinyhall.data.fingers import IN_SUPPORT, UNCLEAR, WRONG_COUNT
+from tinyhall.figures.labels import CHOICES, Labeller, agreement, judged, read_labels, write_labels
 
 SAID = {0: "5", 3: "6+", 1: "unclear", 7: "4"}
 

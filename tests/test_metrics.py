@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +12,11 @@ from common import one_line, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyhall._check import TinyhallError
-from tinyhall.metrics import Metric, TrajectoryVariance, denoising_error
-from tinyhall.sampling import Step
-from tinyhall.schedule import Schedule
+import tinyhall as th
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.metrics import Metric, Moments, Step, TrajectoryVariance, spelled
+from tinyhall.core.sampling import ddim, sample
+from tinyhall.core.schedule import Schedule
 
 
 def step(t: int, x0_hat: torch.Tensor) -> Step:
@@ -39,9 +41,10 @@ def test_equals_numpy_on_any_window_order_stride_chunking_and_shape(data: st.Dat
     g = seeded(data.draw(st.integers(0, 2**20)))
     trajectory = {t: offset + torch.randn(n, *shape, generator=g) for t in visited}
     inside = [t for t in visited if a <= t < b]
-    if not inside:
-        with pytest.raises(TinyhallError):
+    if len(inside) < 2:
+        with pytest.raises(TinyhallError) as caught:
             scored((a, b), trajectory, visited)
+        one_line(caught.value, "window", "at least 2 steps", f"got {len(inside)}")
         return
     got = scored((a, b), trajectory, visited)
     stacked = np.stack([trajectory[t].double().numpy() for t in inside])
@@ -77,8 +80,25 @@ def test_states_near_the_end_of_float32() -> None:
     np.testing.assert_allclose(scored((0, 6), trajectory, list(range(6))).numpy(), expected, rtol=1e-5)
 
 
-def test_one_step_scores_zero() -> None:
-    assert scored((0, 1), {0: torch.ones(3, 2)}, [0]).tolist() == [0, 0, 0]
+def test_one_step_has_no_variance() -> None:
+    with pytest.raises(TinyhallError) as caught:
+        scored((0, 1), {0: torch.ones(3, 2)}, [0])
+    one_line(caught.value, "window", "expected at least 2 steps with t in [0,1)", "got 1")
+    with pytest.raises(TinyhallError):
+        scored((0, 5), {0: torch.ones(3, 2)}, [0])
+
+
+def test_equal_predictions_score_zero() -> None:
+    assert scored((0, 2), {0: torch.ones(3, 2), 1: torch.ones(3, 2)}, [1, 0]).tolist() == [0, 0, 0]
+
+
+def test_per_dimension_is_what_the_score_averages() -> None:
+    trajectory, metric = {t: torch.randn(3, 2, 4, generator=seeded(t)) for t in range(5)}, TrajectoryVariance((0, 5))
+    for t in range(4, -1, -1):
+        metric.update(step(t, trajectory[t]))
+    each = metric.per_dimension()
+    np.testing.assert_allclose(each.numpy(), np.stack([x.double().numpy() for x in trajectory.values()]).var(0), rtol=1e-5)
+    torch.testing.assert_close(each.flatten(1).mean(1), metric.score())
 
 
 def test_reset_forgets() -> None:
@@ -113,7 +133,8 @@ def test_memory_does_not_grow_with_steps() -> None:
     metric = TrajectoryVariance((0, 500))
     for t in range(500):
         metric.update(step(t, torch.ones(2, 2)))
-    held = [v for v in vars(metric).values() if isinstance(v, torch.Tensor)]
+    assert not any(isinstance(v, torch.Tensor) for v in vars(metric).values())
+    held = [v for v in vars(metric.seen).values() if isinstance(v, torch.Tensor)]
     assert sum(v.numel() for v in held) == 2 * 4
 
 
@@ -121,23 +142,34 @@ def test_names_tell_windows_apart() -> None:
     assert isinstance(TrajectoryVariance(), Metric)
     assert TrajectoryVariance((0, 10)).name != TrajectoryVariance((0, 5)).name
     assert repr(TrajectoryVariance((2, 5))) == "TrajectoryVariance(window=(2, 5))"
+    assert TrajectoryVariance((2, 5)).name == "variance[2,5)"
+    assert spelled((2, 5)) == spelled([2, 5]) == "[2,5)"
+    by_noise = TrajectoryVariance(alpha_bar=(0.5, 0.925))
+    assert isinstance(by_noise, Metric)
+    assert (by_noise.name, repr(by_noise)) == ("variance(alpha_bar 0.5 to 0.925)", "TrajectoryVariance(alpha_bar=(0.5, 0.925))")
 
 
-@pytest.mark.parametrize(
-    "window", [(5, 5), (6, 5), (-1, 5), (0,), (0, 1, 2), 10, (0.0, 10.0), (True, 5), "ab", None, (0, None)]
-)
+@pytest.mark.parametrize("window", [(5, 5), (6, 5), (-1, 5), (0,), (0, 1, 2), 10, (0.0, 10.0), (True, 5), "ab", (0, None)])
 def test_refuses_a_bad_window(window: object, unchecked: None) -> None:
     with pytest.raises(TinyhallError) as caught:
         TrajectoryVariance(window)
     one_line(caught.value, "window", "0 <= a < b", repr(window))
 
 
-def test_refuses_a_window_outside_the_schedule() -> None:
+def test_refuses_a_window_outside_the_schedule_or_visited_less_than_twice() -> None:
     schedule = Schedule.linear(1e-3, 0.2, 100)
-    TrajectoryVariance((90, 100)).check(schedule)
-    with pytest.raises(TinyhallError) as caught:
-        TrajectoryVariance((90, 101)).check(schedule)
-    one_line(caught.value, "window", "(90, 101)", "b <= 100")
+    every = range(99, -1, -1)
+    TrajectoryVariance((90, 100)).check(schedule, every)
+    TrajectoryVariance((90, 100)).check(schedule, (99, 95, 3))
+    for window, times, parts in (
+        ((90, 101), every, ("(90, 101)", "b <= 100")),
+        ((90, 91), every, ("the sampler makes 2 steps", "got 1 in [90,91)")),
+        ((90, 100), (95, 89, 0), ("the sampler makes 2 steps", "got 1 in [90,100)")),
+        ((10, 20), (95, 0), ("the sampler makes 2 steps", "got 0 in [10,20)")),
+    ):
+        with pytest.raises(TinyhallError) as caught:
+            TrajectoryVariance(window).check(schedule, times)
+        one_line(caught.value, "window", *parts)
 
 
 def test_refuses_an_empty_score_and_another_shape() -> None:
@@ -145,87 +177,124 @@ def test_refuses_an_empty_score_and_another_shape() -> None:
     metric.update(step(5, torch.ones(2, 1)))
     with pytest.raises(TinyhallError) as caught:
         metric.score()
-    one_line(caught.value, "window", "0 <= t < 2", "none")
+    one_line(caught.value, "window", "t in [0,2)", "got 0")
     metric.update(step(1, torch.ones(2, 1)))
     with pytest.raises(TinyhallError) as caught:
         metric.update(step(0, torch.ones(3, 1)))
-    one_line(caught.value, "step.x0_hat", "(2, 1)", "(3, 1)")
+    one_line(caught.value, "x0_hat", "(2, 1)", "(3, 1)")
 
 
-def steps_of(values: torch.Tensor) -> list[Step]:
-    """Steps from the last t down, whose x0_hat are the rows of values."""
-    empty = torch.zeros_like(values[0])
-    return [Step(t, empty, values[t], empty) for t in range(len(values) - 1, -1, -1)]
-
-
-@pytest.mark.parametrize("edges", [(0, 12), (0, 1, 12), (0, 3, 4, 9, 12)])
-def test_joined_windows_are_the_window(edges: tuple[int, ...]) -> None:
-    values = torch.randn(12, 5, 2, 3, generator=seeded()) * 10 + 1e3
-    parts = [TrajectoryVariance(pair) for pair in pairwise(edges)]
-    for step in steps_of(values):
-        for part in parts:
-            part.update(step)
-    whole = TrajectoryVariance.joined(parts[::-1])
-    assert whole.window == (0, 12)
-    exact = values.double().var(0, unbiased=False)
-    torch.testing.assert_close(whole.per_dimension(), exact.float(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(whole.score(), exact.flatten(1).mean(1).float(), rtol=1e-6, atol=0)
-    before = parts[0].score()
-    TrajectoryVariance.joined(parts)
-    assert torch.equal(parts[0].score(), before)  # the parts are as they were
-
-
-def test_joined_with_a_part_that_saw_nothing() -> None:
-    parts = [TrajectoryVariance((0, 4)), TrajectoryVariance((4, 8))]
-    values = torch.randn(4, 3, 2, generator=seeded())
-    for step in steps_of(values):
-        for part in parts:
-            part.update(step)
-    assert torch.equal(TrajectoryVariance.joined(parts).score(), parts[0].score())
-    with pytest.raises(TinyhallError):
-        TrajectoryVariance.joined(parts[1:]).per_dimension()
-
-
-@pytest.mark.parametrize("windows", [[], [(0, 2), (3, 5)], [(0, 3), (2, 5)]])
-def test_windows_with_a_gap_do_not_join(windows: list[tuple[int, int]]) -> None:
-    with pytest.raises(TinyhallError) as caught:
-        TrajectoryVariance.joined([TrajectoryVariance(w) for w in windows])
-    one_line(caught.value, "parts", "adjoin")
-
+# --- a window given by the noise in it
 
 SHORT = Schedule.linear(1e-4, 0.3, 60)
+SCHEDULES = [SHORT, Schedule.linear(1e-3, 0.2, 100), Schedule.cosine(80)]
 
 
-class Pull:
-    """Stands for a network whose x0_hat is 0 everywhere."""
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        return x / (1 - SHORT.alpha_bar[t[0]]).sqrt().float()
+def wavy(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.sin(x + 0.01 * t[:, None])
 
 
-def test_denoising_error_of_a_known_denoiser() -> None:
-    x = torch.randn(5, 2, 3, generator=seeded())
-    error = denoising_error(Pull(), SHORT, x, (5, 40), generator=seeded(1))
-    torch.testing.assert_close(error, x.square().flatten(1).mean(1)[:, None].expand(5, 2), rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+@pytest.mark.parametrize("bounds", [(0.5, 0.925), (0.0, 0.9), (0.9, 1.0)])
+def test_a_window_in_alpha_bar_is_the_window_in_t(schedule: Schedule, bounds: tuple[float, float]) -> None:
+    inside = [t for t, a in enumerate(schedule.alpha_bar.tolist()) if bounds[0] <= a <= bounds[1]]
+    by_t, by_noise = TrajectoryVariance((inside[0], inside[-1] + 1)), TrajectoryVariance(alpha_bar=bounds)
+    out = sample(wavy, schedule, 9, shape=(2,), generator=seeded(1), metrics=[by_t, by_noise], batch_size=4)
+    assert by_noise.window == by_t.window
+    assert list(out.scores) == [by_t.name, by_noise.name]
+    assert torch.equal(out.scores[by_t.name], out.scores[by_noise.name])
+    assert bool((out.scores[by_t.name] > 0).all())
 
 
-class Far(torch.nn.Module):
-    """On a device that only keeps shapes, for want of a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1, device="meta"))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        raise LookupError(f"{x.device} {t.device}")
+def test_one_metric_finds_its_window_on_every_schedule() -> None:
+    metric, windows = TrajectoryVariance(alpha_bar=(0.5, 0.9)), []
+    for schedule in SCHEDULES:
+        sample(wavy, schedule, 2, shape=(2,), generator=seeded(1), metrics=[metric])
+        assert metric.window == schedule.window(0.5, 0.9)
+        windows.append(metric.window)
+    assert len(set(windows)) == len(windows)
 
 
-def test_denoising_error_goes_where_the_network_is() -> None:
-    with pytest.raises(LookupError, match="meta meta"):
-        denoising_error(Far(), SHORT, torch.zeros(5, 2), [5], generator=seeded())
+@pytest.mark.parametrize(
+    ("metric", "parts"),
+    [
+        (lambda: TrajectoryVariance((10, 20)), ("got 1 in [10,20)",)),
+        (lambda: TrajectoryVariance(alpha_bar=SHORT.alpha_bars((10, 20))), ("got 1 in [10,20)",)),
+        (lambda: TrajectoryVariance(alpha_bar=(0.99999, 1.0)), ("low, high", "bounds with a t of")),
+        (lambda: TrajectoryVariance(alpha_bar=(0.9, 0.5)), ("low, high", "0.9 and 0.5")),
+    ],
+)
+def test_a_window_without_two_steps_is_refused_before_anything_is_drawn(
+    metric: Callable[[], TrajectoryVariance], parts: tuple[str, ...]
+) -> None:
+    def never(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        raise AssertionError("the network was asked")
 
-
-def test_denoising_error_needs_a_generator(unchecked: None) -> None:
+    g = seeded(1)
+    before = g.get_state()
     with pytest.raises(TinyhallError) as caught:
-        denoising_error(Pull(), SHORT, torch.zeros(5, 2), [5], generator=0)  # type: ignore[arg-type]
-    one_line(caught.value, "generator", "torch.Generator", "0 (int)")
+        sample(never, SHORT, 5, shape=(2,), generator=g, metrics=[metric()], sampler=ddim(sample_steps=[40, 25, 12, 3]))
+    one_line(caught.value, *parts)
+    assert torch.equal(g.get_state(), before)
+
+
+def test_an_alpha_bar_asks_for_a_schedule_and_no_window() -> None:
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance(alpha_bar=(0.5, 0.9)).update(step(3, torch.ones(2, 1)))
+    one_line(caught.value, "alpha_bar", "a schedule")
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance(alpha_bar=(0.5, 0.9)).score()
+    one_line(caught.value, "window", "at least 2 steps", "got 0")
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance((0, 10), alpha_bar=(0.5, 0.9))
+    one_line(caught.value, "window, alpha_bar", "one of them", "(0, 10) and (0.5, 0.9)")
+
+
+# --- the sums
+
+
+@pytest.mark.parametrize("edges", [(0, 12), (0, 1, 12), (0, 3, 4, 9, 12), (0, 0, 5, 5, 12)])
+def test_joined_sums_are_the_sums_of_all(edges: tuple[int, ...]) -> None:
+    values = torch.randn(12, 5, 2, 3, generator=seeded()) * 10 + 1e3
+    whole = Moments()
+    parts = []
+    for a, b in pairwise(edges):
+        part = Moments()
+        for value in values[a:b]:
+            part.add(value)
+        parts.append(part)
+    for part in reversed(parts):
+        whole.join(part)
+    assert whole.count == 12
+    torch.testing.assert_close(whole.variance(""), values.double().var(0, unbiased=False), rtol=1e-9, atol=0)
+    for part, (a, b) in zip(parts, pairwise(edges), strict=True):  # the parts are as they were
+        assert part.count == b - a
+        if b - a >= 2:
+            torch.testing.assert_close(part.variance(""), values[a:b].double().var(0, unbiased=False), rtol=1e-9, atol=0)
+
+
+def test_what_is_joined_to_nothing_can_go_on_alone() -> None:
+    values = torch.randn(6, 4, generator=seeded())
+    part, whole = Moments(), Moments()
+    for value in values[:3]:
+        part.add(value)
+    whole.join(part)
+    for value in values[3:]:
+        whole.add(value)
+    torch.testing.assert_close(whole.variance(""), values.double().var(0, unbiased=False))
+    torch.testing.assert_close(part.variance(""), values[:3].double().var(0, unbiased=False))
+
+
+def test_too_few_are_told_with_what_was_looked_for() -> None:
+    seen = Moments()
+    for count in range(2):
+        with pytest.raises(TinyhallError) as caught:
+            seen.variance("of a Tuesday")
+        one_line(caught.value, "at least 2 steps of a Tuesday", f"got {count}")
+        seen.add(torch.ones(2, 1))
+
+
+def test_the_public_names_are_these() -> None:
+    assert (th.Metric, th.Step, th.TrajectoryVariance) == (Metric, Step, TrajectoryVariance)
+    assert Step._fields == ("t", "x", "x0_hat", "eps", "walk")
+    assert step(0, torch.ones(1, 1)).walk is None

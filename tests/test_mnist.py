@@ -11,10 +11,10 @@ import pytest
 import torch
 from common import ROOT, one_line, seeded
 
-from tinyhall import mnist
-from tinyhall._check import TinyhallError
-from tinyhall.artifacts import write_json
-from tinyhall.mnist import MNIST, Classifier, DigitOracle
+from tinyhall.core._check import TinyhallError
+from tinyhall.data import mnist
+from tinyhall.data.mnist import MNIST, Classifier, DigitOracle
+from tinyhall.store.files import write_json
 
 HOME = ROOT / "book" / "data" / "mnist"
 LABELS = "t10k-labels-idx1-ubyte"

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from common import one_line, run_python, same_bits, same_t, seeded
 from torch import Tensor
 
-from tinyhall import experiments
-from tinyhall._check import TinyhallError
-from tinyhall.metrics import TrajectoryVariance
-from tinyhall.nets import MLP, Tabulated, sinusoidal
-from tinyhall.sampling import sample
-from tinyhall.schedule import Schedule
+import tinyhall as th
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.metrics import TrajectoryVariance
+from tinyhall.core.mlp import MLP, sinusoidal
+from tinyhall.core.sampling import sample
+from tinyhall.core.schedule import Schedule
+from tinyhall.measure.density import Tabulated
 
 
 def plain(net: MLP, x: Tensor, t: Tensor) -> Tensor:
@@ -246,13 +247,13 @@ torch.testing.assert_close(net(x, t), plain, rtol=1e-4, atol=1e-5)
 @pytest.mark.slow
 def test_a_table_leaves_the_figures_as_they_are() -> None:
     """On a trained network, whose curves are steep: same samples, same verdicts as by asking the network at every step."""
-    made = experiments.load("line123", "laptop", root=Path(__file__).parents[1] / "book" / "artifacts")
-    schedule, data = made.card.schedule(), made.card.data()
+    made = th.load("line123", "laptop", root=Path(__file__).parents[1] / "book" / "artifacts")
+    schedule, data = made.experiment.schedule(), made.experiment.data()
     drawn = [
         sample(
             net, schedule, 4000, shape=(1,), metrics=[TrajectoryVariance((0, 10))], generator=torch.Generator().manual_seed(5)
         )
-        for net in (made.net, Tabulated(made.net, schedule.steps))
+        for net in (made.net, Tabulated(made.net, schedule.timesteps))
     ]
     assert float((drawn[0].x - drawn[1].x).abs().median()) < 1e-5
     verdicts = [data.in_support(d.x) for d in drawn]

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tinyhall import plots
+from tinyhall.figures import plots
 
 
 @pytest.fixture(autouse=True)

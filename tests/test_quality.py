@@ -9,8 +9,8 @@ from common import one_line, seeded
 from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 
-from tinyhall._check import TinyhallError
-from tinyhall.quality import class_width, coverage, fid, imbalance
+from tinyhall.core._check import TinyhallError
+from tinyhall.measure.quality import class_width, coverage, fid, imbalance
 
 LABELS = torch.tensor([0, 1, 2, 3])
 

@@ -1,54 +1,17 @@
-"""The generations: which samples go on, what lies on disk, and that a broken-off run ends as an unbroken one."""
+"""Which samples a generation hands on, and the loop in which models learn from models."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from itertools import islice
 
 import pytest
 import torch
-from common import ROOT, environment, one_line, same_bits, seeded
+from common import one_line, seeded
 
-from tinyhall import cards, experiments
-from tinyhall._check import TinyhallError
-from tinyhall.artifacts import read_json, read_tensors, write_json, write_tensors
-from tinyhall.datasets import GaussianMixture
-from tinyhall.density import exact_std
-from tinyhall.filtering import needed
-from tinyhall.metrics import TrajectoryVariance
-from tinyhall.recursion import ARMS, Generation, recurse, select
-from tinyhall.sampling import Samples, ddim, ddpm
-from tinyhall.schedule import Schedule
-from tinyhall.stats import fraction
-from tinyhall.training import fingerprint
-
-QUICK = Schedule.linear(1e-3, 0.3, 60)
-DATA = GaussianMixture.line((-1.0, 1.0), std=0.1).sample(80, seeded(3))
-
-
-def exact(data: torch.Tensor, generation: int, checkpoint: Path):
-    """A model that needs no training: the mixture of two modes at the data's own places."""
-    low, high = data[data < 0].double(), data[data >= 0].double()
-    means = torch.stack([low.mean(), high.mean()])[:, None]
-    return GaussianMixture(means, max(float(high.std()), 1e-3)).denoiser(QUICK)
-
-
-def run(folder: Path, learn=exact, **changes) -> list[Generation]:
-    arguments = {"arm": "variance", "drop": 0.2, "generations": 3, "seed": 5} | changes
-    return list(recurse(DATA, learn, QUICK, folder=folder, **arguments))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-# Which samples go on.
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.recursion import Lesson, generations, lowest_k, needed, select
+from tinyhall.core.sampling import Samples
 
 
 def drawn(n: int = 10) -> Samples:
@@ -106,623 +69,79 @@ def test_a_lot_needs_a_generator(unchecked: None) -> None:
     one_line(caught.value, "generator", "torch.Generator", "None")
 
 
-# The loop, and what it leaves.
+def test_variance_keeps_the_lowest_k() -> None:
+    scores = drawn().scores["score"]
+    assert torch.equal(select(drawn(), "variance", 8, 0.2, seeded()), lowest_k(scores, 8))
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_each_generation_learns_from_what_was_kept(arm: str, tmp_path: Path) -> None:
-    seen: list[torch.Tensor] = []
+# The loop.
 
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
-        assert generation == len(seen) + 1
-        seen.append(data)
-        return exact(data, generation, checkpoint)
 
-    made = run(tmp_path, learn, arm=arm)
-    assert [m.number for m in made] == [1, 2, 3]
-    assert torch.equal(seen[0], DATA)
-    for before, data in zip(made, seen[1:], strict=False):
-        samples = before.samples()
-        assert len(samples) == (80 if arm == "none" else 100)
-        kept = select(samples, arm, 80, 0.2, cards.stream(5, f"lot/{before.number}"))
-        assert torch.equal(before.kept, kept)
-        assert torch.equal(data, samples.x[kept])
+class Told:
+    """Draws samples that say which generation they are of, labelled in turn; hands every second one on."""
 
+    def __init__(self, labels: bool) -> None:
+        self.labels = labels
 
-def test_states_allow_an_audit(tmp_path: Path) -> None:
-    made = run(tmp_path, evaluate=lambda s: {"mean": float(s.x.mean())})
-    for number, (this, before) in enumerate(zip(made, [None, *made], strict=False), start=1):
-        state = read_json(this.folder / "state.json")
-        assert (state["generation"], state["seed"]) == (number, 5)
-        assert state["drew"] == fingerprint(this.samples().x)
-        assert state["metrics"] == this.metrics == {"mean": float(this.samples().x.mean())}
-        if before is None:
-            assert (state["learned_from"], state["kept"]) == (fingerprint(DATA), None)
-            continue
-        indices = select(before.samples(), "variance", 80, 0.2, seeded())
-        assert state["learned_from"] == fingerprint(before.samples().x[indices])
-        assert state["kept"] == hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
+    def draw(self, lesson: Lesson) -> Samples:
+        x = lesson.number * 10 + torch.arange(8.0)[:, None]
+        return Samples(x, {}, torch.arange(8) % 3 if self.labels else None)
 
+    def choose(self, lesson: Lesson, drawn: Samples) -> torch.Tensor:
+        return torch.arange(0, 8, 2)
 
-def test_metrics_are_those_of_the_file_from_the_first(tmp_path: Path) -> None:
-    first, again = (run(tmp_path, evaluate=lambda s: {"share": fraction(1, 3), "by": {5: 1}}) for _ in range(2))
-    assert [repr(made.metrics) for made in first] == [repr(made.metrics) for made in again]
-    assert first[0].metrics == {"share": list(fraction(1, 3)), "by": {"5": 1}}
 
+REAL = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
 
-class Place:
-    """Scores a sample by where it lies, as `kind` has it."""
 
-    name = "place"
+def lessons(count: int, label: torch.Tensor | None = None, **changes) -> list[Lesson]:
+    told = Told(label is not None)
+    return [
+        lesson for lesson, _, _ in islice(generations(Lesson(1, REAL, label, None), told.draw, told.choose, **changes), count)
+    ]
 
-    def __init__(self, kind) -> None:
-        self.kind = kind
 
-    def check(self, schedule: Schedule) -> None: ...
+def test_a_lesson_is_what_the_last_generation_handed_on() -> None:
+    first, second, third = lessons(3)
+    assert [lesson.number for lesson in (first, second, third)] == [1, 2, 3]
+    assert (first.data is REAL, first.kept) == (True, None)
+    assert second.data[:, 0].tolist() == [10, 12, 14, 16]
+    assert third.data[:, 0].tolist() == [20, 22, 24, 26]
+    assert second.kept is not None and second.kept.tolist() == [0, 2, 4, 6]
+    assert first.label is second.label is third.label is None
 
-    def reset(self) -> None: ...
 
-    def update(self, step) -> None:
-        self.x = step.x
+def test_labels_go_with_their_samples() -> None:
+    first, second, third = lessons(3, torch.tensor([5, 6, 7, 8]))
+    assert first.label is not None and first.label.tolist() == [5, 6, 7, 8]
+    for later in (second, third):
+        assert later.label is not None and later.label.tolist() == [0, 2, 1, 0]
 
-    def score(self) -> torch.Tensor:
-        return self.kind(self.x[:, 0])
 
+def test_real_data_stand_in_the_place_of_as_many_samples() -> None:
+    _, second, third = lessons(3, torch.tensor([5, 6, 7, 8]), real=3)
+    assert second.data[:, 0].tolist() == [1, 2, 3, 10] and third.data[:, 0].tolist() == [1, 2, 3, 20]
+    assert third.label is not None and third.label.tolist() == [5, 6, 7, 0]
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_scores_of_any_floating_type_are_kept_in_that_of_the_samples(dtype: torch.dtype, tmp_path: Path) -> None:
-    made = run(tmp_path, metric=Place(lambda x: x.to(dtype)))
-    assert next(iter(made[0].samples().scores.values())).dtype == torch.float32
-    again = run(tmp_path, never, metric=Place(lambda x: x.to(dtype)))
-    assert [g.kept.tolist() for g in again] == [g.kept.tolist() for g in made]
 
+def test_lessons_accumulate() -> None:
+    _, second, third = lessons(3, torch.tensor([5, 6, 7, 8]), accumulate=True)
+    assert second.data[:, 0].tolist() == [1, 2, 3, 4, 10, 12, 14, 16]
+    assert third.data[:, 0].tolist() == [*second.data[:, 0].tolist(), 20, 22, 24, 26]
+    assert third.label is not None and third.label.tolist() == [5, 6, 7, 8, *[0, 2, 1, 0] * 2]
 
-@pytest.mark.parametrize("kind", [torch.Tensor.long, lambda x: x[:, None], lambda x: x * math.nan])
-def test_scores_that_are_none_are_refused_before_they_are_kept(kind, tmp_path: Path, unchecked: None) -> None:
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, metric=Place(kind))
-    one_line(caught.value, "metric place", "floating score of shape [100]")
-    assert list(files(tmp_path)) == ["recursion.json"]
 
+def test_the_loop_makes_a_generation_when_it_is_asked_for() -> None:
+    asked: list[int] = []
+    told = Told(False)
 
-def test_the_first_generation_is_shared(tmp_path: Path) -> None:
-    calls: list[int] = []
+    def draw(lesson: Lesson) -> Samples:
+        asked.append(lesson.number)
+        return told.draw(lesson)
 
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
-        calls.append(generation)
-        return exact(data, generation, checkpoint)
-
-    for arm in ARMS:
-        run(tmp_path, learn, arm=arm, draw=100)
-    assert calls == [1, 2, 3, 2, 3, 2, 3]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "none-80", "random-100", "recursion.json", "variance-100"]
-
-
-def test_the_filter_is_the_metric_s(tmp_path: Path) -> None:
-    late = run(tmp_path / "a", metric=TrajectoryVariance((0, 3)))
-    assert list(late[0].samples().scores) == ["variance[0,3)"]
-    early = run(tmp_path / "b", metric=TrajectoryVariance((30, 60)))
-    assert torch.equal(late[0].samples().x, early[0].samples().x)
-    assert not torch.equal(late[1].samples().x, early[1].samples().x)
-
-
-def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
-    run(tmp_path)
-    before = files(tmp_path)
-
-    def never(*_):
-        raise AssertionError("trained again")
-
-    run(tmp_path, never)
-    assert files(tmp_path) == before
-    longer = run(tmp_path, generations=4)
-    assert files(tmp_path).items() > before.items()
-    assert longer[3].number == 4
-
-
-@pytest.mark.parametrize("point", ["1", "variance-100/2", "variance-100/3"])
-@pytest.mark.parametrize("lost", [("state.json",), ("state.json", "samples.safetensors")])
-def test_an_unfinished_generation_is_made_to_the_same_bits(point: str, lost: tuple[str, ...], tmp_path: Path) -> None:
-    run(tmp_path)
-    whole = files(tmp_path)
-    for name in lost:
-        (tmp_path / point / name).unlink()
-    run(tmp_path)
-    assert files(tmp_path) == whole
-
-
-def test_two_processes_do_not_make_one_generation(tmp_path: Path) -> None:
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
-        with pytest.raises(TinyhallError) as caught:
-            run(tmp_path)  # locks are of open files: a process is no exception
-        one_line(caught.value, str(checkpoint.parent.parent), "another process")
-        return exact(data, generation, checkpoint)
-
-    run(tmp_path, learn)
-    run(tmp_path / "alone")
-    assert {k: v for k, v in files(tmp_path).items() if not k.startswith("alone")} == files(tmp_path / "alone")
-    arms = [recurse(DATA, exact, QUICK, folder=tmp_path / "arms", arm=arm, draw=96) for arm in ("none", "random")]
-    assert len(list(zip(*arms, strict=True))) == 5  # arms may advance side by side
-
-
-# Errors: nothing lost, one line.
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"seed": 6}, ("seed", "expected 5", "got 6")),
-        ({"note": "another card"}, ("note", "another card")),
-        ({"draw": 120}, ("draw", "expected 100", "got 120")),
-        ({"metric": TrajectoryVariance((0, 5))}, ("metric", "variance[0,10)", "variance[0,5)")),
-        ({"sampler": ddpm("small")}, ("sampler", "60 moves")),
-        ({"sampler": ddim(steps=10)}, ("sampler", "10 moves")),
-    ],
-)
-def test_a_folder_of_other_settings_is_refused(changes: dict, parts: tuple[str, ...], tmp_path: Path) -> None:
-    run(tmp_path)
-    before = files(tmp_path)
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, **changes)
-    one_line(caught.value, *parts)
-    assert files(tmp_path) == before
-
-
-def test_other_data_is_refused(tmp_path: Path) -> None:
-    run(tmp_path)
-    with pytest.raises(TinyhallError) as caught:
-        list(recurse(DATA + 1, exact, QUICK, folder=tmp_path, drop=0.2, seed=5))
-    one_line(caught.value, "data", "sha256")
-
-
-def test_another_schedule_is_refused(tmp_path: Path) -> None:
-    run(tmp_path)
-    with pytest.raises(TinyhallError) as caught:
-        list(recurse(DATA, exact, Schedule.linear(1e-3, 0.4, 60), folder=tmp_path, drop=0.2, seed=5))
-    one_line(caught.value, "schedule", "linear(0.001, 0.4, 60)")
-
-
-def spoil_samples(place: Path) -> None:
-    tensors, note = read_tensors(place / "samples.safetensors")
-    tensors["x"][7] += 1
-    write_tensors(place / "samples.safetensors", tensors, note)
-
-
-def cut_samples(place: Path) -> None:
-    path = place / "samples.safetensors"
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def rewrite(place: Path, change) -> None:
-    tensors, note = read_tensors(place / "samples.safetensors")
-    score = tensors.pop("score.variance[0,10)")
-    write_tensors(place / "samples.safetensors", tensors | change(score), note)
-
-
-def rename_tensor(place: Path) -> None:
-    tensors, note = read_tensors(place / "samples.safetensors")
-    tensors["y"] = tensors.pop("x")
-    write_tensors(place / "samples.safetensors", tensors, note)
-
-
-def swap_origin(place: Path) -> None:
-    state = read_json(place / "state.json")
-    write_json(place / "state.json", state | {"learned_from": "elsewhere"})
-
-
-@pytest.mark.parametrize(
-    ("spoil", "parts"),
-    [
-        (spoil_samples, ("samples", "sha256")),
-        (cut_samples, ("whole safetensors file",)),
-        (rename_tensor, ("samples", "tensor x")),
-        (lambda place: rewrite(place, lambda score: {}), ("samples", "a score for each")),
-        (lambda place: rewrite(place, lambda score: {"score.variance[0,10)": score[1:]}), ("samples", "a score for each")),
-        (
-            lambda place: rewrite(place, lambda score: {"score.variance[0,10)": score * math.nan}),
-            ("samples", "a score for each"),
-        ),
-        (
-            lambda place: rewrite(place, lambda score: {"score.variance[0,5)": score}),
-            ("scores variance[0,10)", "variance[0,5)"),
-        ),
-        (lambda place: (place / "samples.safetensors").unlink(), ("expected a file", "samples.safetensors")),
-        (swap_origin, ("learned_from", "elsewhere")),
-        (lambda place: (place / "state.json").write_text("[]"), ("state of a generation",)),
-        (lambda place: (place / "state.json").write_text("{"), ("JSON",)),
-    ],
-)
-def test_damage_is_named(spoil, parts: tuple[str, ...], tmp_path: Path) -> None:
-    run(tmp_path)
-    spoil(tmp_path / "variance-100" / "2")
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path)
-    one_line(caught.value, *parts)
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"arm": "best"}, ("arm", "none, random, variance")),
-        ({"drop": 1.0}, ("drop", "1.0")),
-        ({"draw": 99}, ("draw", "at least 100", "got 99")),
-        ({"draw": 0}, ("draw", "at least 1")),
-        ({"generations": 0}, ("generations", "at least 1")),
-        ({"metric": TrajectoryVariance((0, 61))}, ("window", "60")),
-    ],
-)
-def test_bad_arguments_leave_nothing(changes: dict, parts: tuple[str, ...], tmp_path: Path, unchecked) -> None:
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path / "new", **changes)
-    one_line(caught.value, *parts)
-    assert not (tmp_path / "new").exists()
-
-
-# A card, run from end to end; a killed one.
-
-SMOKE = dataclasses.replace(
-    cards.get("recursion", "smoke"), steps=20, timesteps=60, beta_end=0.3, n=200, draw=205, generations=3
-)
-SCRIPT = """
-import dataclasses, sys
-from tinyhall import cards, experiments
-small = dict(steps=20, timesteps=60, beta_end=0.3, n=200, draw=205, generations=3)
-card = dataclasses.replace(cards.get("recursion", "smoke"), **small)
-experiments._reproduce_recursion(card, 1, sys.argv[1] + "/root", sys.argv[1] + "/runs", "cpu", False)
-"""
-
-
-def reproduce(place: Path) -> None:
-    with pytest.raises(TinyhallError, match="expected one of card"):  # a card that has no name ends at its own artifact
-        experiments._reproduce_recursion(SMOKE, 1, place / "root", place / "runs", "cpu", False)
-
-
-def test_a_killed_recursion_ends_in_the_same_bits(tmp_path: Path) -> None:
-    reproduce(tmp_path / "whole")
-    whole = files(tmp_path / "whole" / "runs")
-    place = tmp_path / "broken"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(place)], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 900
-    # In the middle of the first arm: its second generation has begun, the third is not done.
-    while not (place / "runs" / "recursion-smoke" / "seed1" / "none-200" / "2").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (place / "root").exists()
-    reproduce(place)
-    ours = files(place / "runs")
-    assert ours.keys() == whole.keys()
-    for name in whole:
-        if not name.endswith("checkpoint.safetensors"):  # a checkpoint holds its wall time
-            assert ours[name] == whole[name], name
-        else:
-            a = read_tensors(place / "runs" / name)[0]
-            assert same_bits(a, read_tensors(tmp_path / "whole" / "runs" / name)[0])
-    assert not list(place.rglob("*.part"))
-
-
-def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path) -> None:
-    command = ["recursion", "--scale", "smoke", "--quiet", "--runs", str(tmp_path / "runs"), "--root", str(tmp_path / "root")]
-    limited = f"""
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a checkpoint is larger
-from tinyhall.__main__ import main
-main(["reproduce", *{command!r}])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", limited], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=1800
-    )
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "checkpoint.safetensors" in done.stderr
-    assert [Path(name).name for name in files(tmp_path)] == ["recursion.json"]
-    card = cards.get("recursion", "smoke")
-    made = experiments.reproduce(card, 0, root=tmp_path / "root", runs=tmp_path / "runs", progress=False)
-    assert len(made.metrics["arms"]["none"]) == 3
-
-
-def test_a_changed_card_is_named(tmp_path: Path) -> None:
-    reproduce(tmp_path)
-    before = files(tmp_path)
-    other = dataclasses.replace(SMOKE, lr=2e-3)
-    with pytest.raises(TinyhallError) as caught:
-        experiments._reproduce_recursion(other, 1, tmp_path / "root", tmp_path / "runs", "cpu", False)
-    one_line(caught.value, f"card {SMOKE.training_hash}", f"card {other.training_hash}")
-    assert files(tmp_path) == before
-
-
-def test_a_recursion_is_not_one_model_to_train(tmp_path: Path) -> None:
-    with pytest.raises(TinyhallError) as caught:
-        experiments.train_card(SMOKE, 0, runs=tmp_path)
-    one_line(caught.value, "card", "recursion", "reproduce")
-    assert not list(tmp_path.iterdir())
-
-
-def test_reading_a_generation_by_hand() -> None:
-    line = GaussianMixture.line((0, 1, 2), std=0.01)
-    x = torch.tensor([[0.0], [0.01], [0.06], [1.0]])
-    said = experiments.read(experiments.figures(line, x))
-    assert said["hallucinated"] == 0.25
-    assert said["beyond 8 std"] == 0
-    assert said["modes alive"] == 2
-    assert said["imbalance"] == pytest.approx(0.5 * (0.75 - 1 / 3 + 1 / 3 - 0.25 + 1 / 3))
-    assert said["width"] == pytest.approx(0.5**0.5, rel=1e-4)  # of 0 and 0.01; the third is too far off, the mode at 1 alone
-    assert all(math.isnan(said[key]) for key in ("handed on", "AUROC", "distance"))
-
-
-def test_recursion_cards() -> None:
-    card = cards.get("recursion", "paper")
-    assert (card.n, card.draw, card.generations, card.steps) == (100_000, 102_500, 5, 100_000)
-    assert card.arms == (("none", 0.0), ("random", 2_500 / 102_500), ("variance", 2_500 / 102_500))
-    assert all(needed(100_000, drop) <= card.draw for _, drop in card.arms)
-    for name in ("recursion", "recursion-sweep", "recursion-oracle", "recursion-fine"):
-        for scale in cards.SCALES:
-            one = cards.get(name, scale)
-            assert one.draw == max(needed(one.n, drop) for _, drop in one.arms) or scale == "paper"
-    longer = dataclasses.replace(card, generations=7, arms=(("none", 0.0),), draw=100_000)
-    assert longer.training_hash == card.training_hash
-    assert dataclasses.replace(card, window=(0, 5)).training_hash != card.training_hash
-
-
-def test_an_artifact_of_a_recursion(tmp_path: Path) -> None:
-    card = cards.get("recursion", "smoke")
-    made = experiments.reproduce(card, 0, root=tmp_path / "root", runs=tmp_path / "runs", progress=False)
-    assert list(made.metrics["arms"]) == ["none", "random-0.024", "variance-0.024"]
-    for name, history in made.metrics["arms"].items():
-        assert len(history) == 3
-        assert history[0]["fraction"] == made.metrics["arms"]["none"][0]["fraction"]  # the first generation is shared
-        for number, figures in enumerate(history, start=1):
-            x = made.samples("arms")[f"{name}.{number}"].float()
-            assert x.shape == (512, 2)
-            share = float((~card.data().in_support(x)).float().mean())
-            assert figures["fraction"]["5"][0] == pytest.approx(
-                share, abs=0.01
-            )  # half precision moves a point across the border
-            assert figures["passed_on"][3] == 500
-            assert figures["distance"] > made.metrics["distance_floor"] > 0
-    told = experiments.histories("recursion", "smoke", tmp_path / "root")
-    assert list(told) == list(made.metrics["arms"])
-    for name, history in made.metrics["arms"].items():
-        assert told[name]["hallucinated"].tolist() == [[m["fraction"]["5"][0] for m in history]]
-        assert told[name]["handed on"].tolist() == [[m["passed_on"][0] for m in history]]
-    with pytest.raises(TinyhallError) as caught:
-        experiments.histories("recursion", "laptop", tmp_path / "root")
-    one_line(caught.value, "artifact", "recursion", "laptop")
-
-
-def test_the_exact_denoiser_narrows_each_generation_as_the_closed_form_says(tmp_path: Path) -> None:
-    grid = GaussianMixture.grid()
-    schedule = Schedule.linear()
-
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
-        return experiments.refit(grid, data).denoiser(schedule)
-
-    std = grid.std
-    for made in recurse(
-        grid.sample(2_000, seeded()), learn, schedule, folder=tmp_path, arm="none", generations=3, seed=1, sampler=ddpm("large")
-    ):
-        std = exact_std(std, schedule)
-        said = experiments.figures(grid, made.samples().x)
-        assert said["fraction"]["5"][0] == 0  # no hallucination, and yet
-        # What a generation is off by, the next enlarges: the narrower, the steeper.
-        assert sum(said["std_ratio"]) / 25 * grid.std == pytest.approx(std, rel=0.03 if made.number < 3 else 0.1)
-    assert std < 0.1 * grid.std
-
-
-def test_the_oracle_drops_the_hallucinated_and_no_others(tmp_path: Path) -> None:
-    line = GaussianMixture.line((-1.0, 1.0), std=0.1)
-    wide = GaussianMixture(line.means, 0.3)  # a model whose modes are three times too wide
-    seen: list[torch.Tensor] = []
-
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
-        seen.append(data)
-        return wide.denoiser(QUICK)
-
-    first, _ = recurse(
-        DATA, learn, QUICK, folder=tmp_path, drop=0.3, generations=2, metric=experiments._Oracle(line), arm="variance"
-    )
-    x = first.samples().x
-    inside = line.in_support(x)
-    assert 0.01 < float((~inside).float().mean()) < 0.3
-    assert torch.equal(seen[1], x[inside][:80])
-
-
-def test_refit_finds_the_mixture() -> None:
-    grid = GaussianMixture.grid(side=3)
-    shifted = GaussianMixture(grid.means + 0.5 * grid.std, 0.7 * grid.std)
-    found = experiments.refit(grid, shifted.sample(90_000, seeded()))
-    assert found.std == pytest.approx(0.7 * grid.std, rel=0.01)
-    assert float((found.means - shifted.means).abs().max()) < 0.02 * grid.std
-    few = experiments.refit(grid, grid.sample(900, seeded())[::9])  # every ninth point: one mode alone
-    assert len(few.means) == 1
-    with pytest.raises(TinyhallError) as caught:
-        experiments.refit(grid, torch.full((10, 2), 50.0))
-    one_line(caught.value, "x", "points near the modes")
-
-
-def test_figures_equal_a_count_by_hand() -> None:
-    line = GaussianMixture.line((1, 2, 4))
-    x = torch.tensor([[1.0], [1.1], [1.49], [2.0], [2.1], [2.99], [3.1], [9.0]])
-    said = experiments.figures(line, x)
-    assert said["fraction"]["5"][0] == 4 / 8
-    assert said["interpolated"][0] == 3 / 8
-    assert said["pairs"] == {"0-1": 1, "1-2": 2}
-    assert said["share"] == [3, 3, 2]
-    assert said["std_ratio"][0] == pytest.approx(0.1 / 2**0.5 / 0.05, rel=1e-4)
-    assert said["offset"][0] == pytest.approx(1.0, rel=1e-4)
-    assert said["std_ratio"][2] is None
-    assert said["offset"][2] is None
-
-
-# Classes.
-
-
-LABELS = (DATA[:, 0] >= 0).long()
-
-
-class OneModeEach:
-    """Knows that class 0 lies at -1 and class 1 at 1; without a class, or with -1, it knows neither."""
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        places = torch.zeros(len(x)) if label is None else torch.tensor([-1.0, 1.0])[label]
-        bar = QUICK.alpha_bar[t][:, None].float()
-        return (x - bar.sqrt() * places[:, None]) / (1 - bar).sqrt()
-
-
-def never(*_: object) -> OneModeEach:
-    raise AssertionError("what is there is not learned again")
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_each_sample_is_learned_under_the_class_it_was_asked_for(arm: str, tmp_path: Path) -> None:
-    told = []
-
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path, label: torch.Tensor) -> OneModeEach:
-        told.append((data, label))
-        return OneModeEach()
-
-    made = run(tmp_path, learn, arm=arm, label=LABELS, draw=110)
-    assert torch.equal(told[0][1], LABELS)
-    for data, label in told[1:]:
-        assert torch.equal((data[:, 0] > 0).long(), label)
-    drawn = made[0].samples()
-    assert drawn.label is not None
-    assert torch.equal(drawn.label, LABELS[torch.arange(110) % 80])
-    assert torch.equal(told[1][1], drawn.label[made[0].kept])
-    before = files(tmp_path)
-    assert [g.kept.tolist() for g in run(tmp_path, never, arm=arm, label=LABELS, draw=110)] == [g.kept.tolist() for g in made]
-    assert files(tmp_path) == before
-
-
-def test_guidance_reaches_the_sampler(tmp_path: Path) -> None:
-    made = run(tmp_path, lambda *_: OneModeEach(), label=LABELS, guidance=3.0, arm="none", generations=1)
-    place = made[0].samples().x[:, 0].abs().mean()
-    assert float(place) == pytest.approx(3, abs=0.1)  # 0 + 3 (1 - 0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"label": LABELS[:5]}, ("label", "int64 of shape [80]")),
-        ({"label": LABELS.int()}, ("label", "int64 of shape [80]")),
-        ({"guidance": 2.0}, ("guidance", "label")),
-        ({"label": LABELS, "guidance": "2"}, ("guidance", "finite number", "'2'")),
-        ({"label": LABELS, "guidance": math.nan}, ("guidance", "finite number", "nan")),
-    ],
-)
-def test_labels_that_do_not_fit(changes: dict, parts: tuple[str, ...], tmp_path: Path, unchecked: None) -> None:
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, lambda *_: OneModeEach(), **changes)
-    one_line(caught.value, *parts)
-    assert not files(tmp_path)
-
-
-def test_a_window_that_the_sampler_skips_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, sampler=ddim(steps=4), metric=TrajectoryVariance((0, 10)))
-    one_line(caught.value, "metric", "2 steps", "got 1 in (0, 10)")
-    assert not files(tmp_path)
-    run(
-        tmp_path, sampler=ddim(steps=4), metric=TrajectoryVariance((0, 10)), arm="random", generations=1
-    )  # which filters by lot
-
-
-def test_a_folder_knows_its_labels(tmp_path: Path) -> None:
-    run(tmp_path, lambda *_: OneModeEach(), label=LABELS, generations=1)
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, lambda *_: OneModeEach(), label=1 - LABELS, generations=1)
-    one_line(caught.value, "label")
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, lambda *_: OneModeEach(), label=LABELS, guidance=2.0, generations=1)
-    one_line(caught.value, "guidance")
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, generations=1)
-    one_line(caught.value, "label", "(80,) sha256", "got None")
-    run(tmp_path / "none", generations=1)
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path / "none", lambda *_: OneModeEach(), label=LABELS, generations=1)
-    one_line(caught.value, "label", "expected None", "(80,) sha256")
-
-
-class Elsewhere(torch.Tensor):
-    """Stands for a tensor of another device."""
-
-    def cpu(self) -> torch.Tensor:
-        return self.as_subclass(torch.Tensor)
-
-
-def test_data_of_another_device_are_brought_here(tmp_path: Path) -> None:
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path, label: torch.Tensor) -> OneModeEach:
-        assert type(data) is type(label) is torch.Tensor and not data.requires_grad
-        return OneModeEach()
-
-    data, label = DATA.clone().as_subclass(Elsewhere).requires_grad_(), LABELS.as_subclass(Elsewhere)
-    for accumulate in (False, True):
-        there = recurse(data, learn, QUICK, folder=tmp_path / "there", label=label, accumulate=accumulate, seed=5, drop=0.2)
-        assert len(list(there)) == 5
-        run(tmp_path / "here", learn, label=LABELS, accumulate=accumulate, generations=5)
-    assert files(tmp_path / "there") == files(tmp_path / "here")
-
-
-def seen_by(folder: Path, **changes) -> list[torch.Tensor]:
-    """What each generation learned from."""
-    seen: list[torch.Tensor] = []
-
-    def learn(data: torch.Tensor, generation: int, checkpoint: Path):
-        seen.append(data)
-        return exact(data, generation, checkpoint)
-
-    made = run(folder, learn, **changes)
-    return [*seen, *[m.samples().x for m in made]]
-
-
-def test_real_data_take_the_place_of_samples(tmp_path: Path) -> None:
-    first, second, third, drawn1, drawn2, _ = seen_by(tmp_path, arm="none", real=0.25)
-    assert torch.equal(first, DATA)
-    assert torch.equal(second, torch.cat([DATA[:20], drawn1[:60]]))
-    assert torch.equal(third, torch.cat([DATA[:20], drawn2[:60]]))
-    assert (tmp_path / "none-80-real20" / "3" / "state.json").exists()
-
-
-def test_all_that_came_before_accumulates(tmp_path: Path) -> None:
-    first, second, third, drawn1, drawn2, _ = seen_by(tmp_path, accumulate=True)
-    keep = [made.kept for made in run(tmp_path, accumulate=True)]
-    assert torch.equal(second, torch.cat([first, drawn1[keep[0]]]))
-    assert torch.equal(third, torch.cat([second, drawn2[keep[1]]]))
-    assert (len(second), len(third)) == (160, 240)
-
-
-def test_mixing_narrows_as_the_closed_form_says(tmp_path: Path) -> None:
-    """Variances mix: v becomes (1 - r) s(v)^2 + r v0, where s is the exact denoiser's width after one generation."""
-    mixture, r = GaussianMixture.line((-1.0, 1.0), std=0.1), 0.3
-    data = mixture.sample(20_000, seeded(1))
-
-    def learn(x: torch.Tensor, generation: int, checkpoint: Path):
-        return experiments.refit(mixture, x).denoiser(QUICK)
-
-    made = list(recurse(data, learn, QUICK, folder=tmp_path, arm="none", generations=3, real=r))
-    variance = mixture.std**2
-    for generation in made:
-        width = exact_std(variance**0.5, QUICK, ddpm())
-        x = generation.samples().x
-        assert float((x - x.sign()).std()) == pytest.approx(width, rel=0.03)
-        variance = (1 - r) * width**2 + r * mixture.std**2
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"real": 1.0}, ("real", "[0, 1)")),
-        ({"real": -0.1}, ("real", "[0, 1)")),
-        ({"real": 0.1, "accumulate": True}, ("real", "0 beside accumulate")),
-    ],
-)
-def test_bad_mixtures(changes: dict, parts: tuple[str, ...], tmp_path: Path, unchecked: None) -> None:
-    with pytest.raises(TinyhallError) as caught:
-        run(tmp_path, **changes)
-    one_line(caught.value, *parts)
-    assert not list(tmp_path.iterdir())
+    made = generations(Lesson(1, REAL, None, None), draw, told.choose)
+    assert asked == []
+    next(made)
+    assert asked == [1]
+    next(made)
+    assert asked == [1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 
@@ -14,15 +15,15 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyhall._check import TinyhallError
-from tinyhall.schedule import Schedule
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.schedule import Schedule
 
 MILD = (1e-3, 0.2, 100)  # ends in noise, yet its alpha_bar stays far from float32's limits, where diffusers keeps its tables
 ONE = torch.ones(1, 1)
 
 
 def theirs(schedule: Schedule, **options: object) -> DDPMScheduler:
-    return DDPMScheduler(schedule.steps, trained_betas=schedule.betas.numpy(), clip_sample=False, **options)
+    return DDPMScheduler(schedule.timesteps, trained_betas=schedule.betas.numpy(), clip_sample=False, **options)
 
 
 @pytest.mark.parametrize("schedule", [Schedule.linear(*MILD), Schedule.linear(1e-4, 0.02, 1000), Schedule.cosine(200)])
@@ -46,7 +47,7 @@ def test_alpha_bar_of_the_paper(t: int, value: float) -> None:
 
 def test_the_paper_s_schedule_falls_below_float32() -> None:
     schedule = Schedule.linear()
-    assert schedule.steps == 1000
+    assert schedule.timesteps == 1000
     assert 1e-48 < float(schedule.alpha_bar[-1]) < 1e-46
     exact = np.cumsum(np.log1p(-np.linspace(1e-3, 0.2, 1000)))
     np.testing.assert_allclose(schedule.log_alpha_bar.numpy(), exact, rtol=1e-12)
@@ -57,7 +58,7 @@ def test_q_sample_equals_diffusers(shape: tuple[int, ...]) -> None:
     schedule = Schedule.linear(*MILD)
     g = seeded(1)
     x0, eps = torch.randn(16, *shape, generator=g), torch.randn(16, *shape, generator=g)
-    t = torch.randint(schedule.steps, (16,), generator=g)
+    t = torch.randint(schedule.timesteps, (16,), generator=g)
     torch.testing.assert_close(schedule.q_sample(x0, t, eps), theirs(schedule).add_noise(x0, eps, t), rtol=1e-4, atol=1e-5)
 
 
@@ -124,13 +125,13 @@ def test_predict_x0_is_finite_at_every_t() -> None:
     ("make", "parts"),
     [
         (lambda: Schedule.linear(1e-4, 0.02, 100), ("schedule", "alpha_bar[-1] < 0.001", "0.36", "100 steps")),
-        (lambda: Schedule.linear(1e-3, 0.2, 0), ("steps", "at least 1", "0 (int)")),
-        (lambda: Schedule.linear(1e-3, 0.2, 2.5), ("steps", "whole number", "2.5 (float)")),
-        (lambda: Schedule.linear(1e-3, 0.2, True), ("steps", "whole number", "True (bool)")),
+        (lambda: Schedule.linear(1e-3, 0.2, 0), ("timesteps", "at least 1", "0 (int)")),
+        (lambda: Schedule.linear(1e-3, 0.2, 2.5), ("timesteps", "whole number", "2.5 (float)")),
+        (lambda: Schedule.linear(1e-3, 0.2, True), ("timesteps", "whole number", "True (bool)")),
         (lambda: Schedule.linear(0.0, 0.2), ("beta_start", "(0, 1)", "0.0")),
         (lambda: Schedule.linear(1e-3, 1.0), ("beta_end", "(0, 1)", "1.0")),
         (lambda: Schedule.linear("a", 0.2), ("beta_start", "a number in (0, 1)", "'a' (str)")),
-        (lambda: Schedule.cosine(-1), ("steps", "at least 1", "-1")),
+        (lambda: Schedule.cosine(-1), ("timesteps", "at least 1", "-1")),
         (lambda: Schedule(torch.full((10,), 0.9)), ("betas", "float64", "float32")),
         (lambda: Schedule(torch.full((2, 5), 0.9, dtype=torch.float64)), ("betas", "shape [T]", "(2, 5)")),
         (lambda: Schedule(torch.zeros(0, dtype=torch.float64)), ("betas", "T >= 1", "(0,)")),
@@ -148,16 +149,85 @@ def test_errors(make, parts, unchecked) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def test_tables_are_brought_to_a_device_once_and_stay_behind_when_copied() -> None:
+def test_tables_are_brought_to_a_device_by_a_copy() -> None:
     schedule, place = Schedule.linear(*MILD), torch.device("meta")  # stands in for a GPU
-    for _ in range(2):
-        schedule._hold(place)
-        schedule._hold(torch.device("cpu"))
-    assert sorted(schedule._held) == [(name, place) for name in ("_noise", "_scale", "_signal")]
+    there = schedule.to(place)
+    assert (there._tables.device, there._tables.dtype) == (place, torch.float32)
+    assert (there.name, there.betas.device.type) == (schedule.name, "cpu")  # a sampler's coefficients are worked out here
     x, t = torch.zeros(3, 1, device=place), torch.arange(3, device=place)
-    assert schedule.q_sample(x, t, x).shape == schedule.predict_x0(x, t, x).shape == (3, 1)
-    assert schedule.q_sample(x.double(), t, x.double()).dtype == torch.float64
-    x, t = torch.randn(3, 1, generator=seeded()), torch.arange(3)
-    for copied in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
-        assert copied._held == {}
+    for where in (there, schedule):
+        assert where.q_sample(x, t, x).shape == where.predict_x0(x, t, x).shape == (3, 1)
+        assert where.q_sample(x.double(), t, x.double()).dtype == torch.float64
+    assert schedule._tables.device.type == "cpu"  # the schedule stays where it was
+
+
+def test_a_processor_looks_up_in_float64_wherever_the_schedule_has_been() -> None:
+    schedule = Schedule.linear(*MILD)
+    assert schedule.to("cpu") is schedule
+    x, t = torch.randn(3, 1, generator=seeded(), dtype=torch.float64), torch.arange(3)
+    back = Schedule.linear(*MILD)
+    back.__dict__["_tables"] = back._tables.float().to("meta")  # as of a GPU, and unlike there gone for good
+    for copied in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule)), back.to("cpu")):
         assert torch.equal(copied.q_sample(x, t, x), schedule.q_sample(x, t, x))
+
+
+SCHEDULES = [Schedule.linear(), Schedule.linear(*MILD), Schedule.cosine(1000)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+def test_a_window_is_found_again_by_its_alpha_bars(schedule: Schedule) -> None:
+    last = schedule.timesteps
+    ends = sorted({*range(0, last, last // 20), 1, 2, 3, last - 2, last - 1, last})
+    for a, b in itertools.combinations(ends, 2):
+        low, high = schedule.alpha_bars((a, b))
+        assert (low, high) == (float(schedule.alpha_bar[b - 1]), float(schedule.alpha_bar[a]))
+        assert schedule.window(low, high) == (a, b)
+        assert schedule.window(float(f"{low:.12g}"), float(f"{high:.12g}")) == (a, b)  # as a page may print them
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+@given(bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
+def test_a_window_holds_the_t_between_its_bounds_and_no_others(schedule: Schedule, bounds: list[float]) -> None:
+    low, high = bounds
+    inside = [t for t, a in enumerate(schedule.alpha_bar.tolist()) if low <= a <= high]
+    if not inside:
+        with pytest.raises(TinyhallError) as caught:
+            schedule.window(low, high)
+        one_line(caught.value, "low, high", schedule.name, f"({low}, {high})")
+        return
+    assert schedule.window(low, high) == (inside[0], inside[-1] + 1)
+
+
+def test_the_same_noise_is_another_t_on_another_schedule() -> None:
+    assert Schedule.linear().window(0, 1) == (0, 1000)
+    a, b = Schedule.cosine(1000).window(*Schedule.linear().alpha_bars((50, 100)))
+    bars = Schedule.cosine(1000).alpha_bar
+    assert float(bars[a]) <= float(Schedule.linear().alpha_bar[50]) < float(bars[a - 1])
+    assert float(bars[b]) < float(Schedule.linear().alpha_bar[99]) <= float(bars[b - 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda s: s.window(0.9, 0.5), ("low, high", "0 <= low <= high <= 1", "0.9 and 0.5")),
+        (lambda s: s.window(-0.1, 0.5), ("low, high", "0 <= low", "-0.1")),
+        (lambda s: s.window(0.5, 1.1), ("low, high", "<= 1", "1.1")),
+        (lambda s: s.window(math.nan, 0.5), ("low, high", "nan")),
+        (lambda s: s.window(0.9995, 1.0), ("low, high", "bounds with a t of linear(0.001, 0.2, 1000)", "0.9995")),
+        (lambda s: s.alpha_bars((900, 1001)), ("window", "b <= 1000", "(900, 1001)")),
+        (lambda s: s.alpha_bars((5, 5)), ("window", "0 <= a < b", "(5, 5)")),
+    ],
+)
+def test_errors_of_windows(make, parts, unchecked) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        make(Schedule.linear())
+    one_line(caught.value, *parts)
+
+
+def test_the_old_names_say_what_they_are_called_now() -> None:
+    for make in (Schedule.linear, Schedule.cosine):
+        with pytest.warns(FutureWarning, match=r"tinyhall: steps of Schedule\.\w+ is now timesteps"):
+            old = make(steps=200)
+        assert torch.equal(old.betas, make(timesteps=200).betas)
+    with pytest.warns(FutureWarning, match=r"Schedule\.steps is now Schedule\.timesteps"):
+        assert old.steps == 200

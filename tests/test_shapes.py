@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import tinyhall as th
-from tinyhall._check import TinyhallError
-from tinyhall.sampling import ddpm, reverse
-from tinyhall.schedule import Schedule
-from tinyhall.shapes import BLANK, DOUBLE, FAINT, IN_SUPPORT, KINDS, MALFORMED, MISPLACED, SHAPES, SimpleShapes
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.sampling import ddpm, reverse
+from tinyhall.core.schedule import Schedule
+from tinyhall.data.shapes import BLANK, DOUBLE, FAINT, IN_SUPPORT, KINDS, MALFORMED, MISPLACED, SHAPES, SimpleShapes
 
 TRIANGLE, SQUARE, PENTAGON = range(3)
 LEGAL = {TRIANGLE: ((0, 10), (0, 52)), SQUARE: ((1, 7), (1, 49)), PENTAGON: ((0, 11), (0, 53))}  # x and y of corners

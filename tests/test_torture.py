@@ -44,7 +44,7 @@ def schedules(draw: st.DrawFn) -> th.Schedule:
 
 @given(schedule=schedules(), data=st.data())
 def test_tables_of_any_schedule(schedule: th.Schedule, data: st.DataObject) -> None:
-    bar, end = schedule.alpha_bar, schedule.steps
+    bar, end = schedule.alpha_bar, schedule.timesteps
     assert bool((bar.diff() < 0).all()) and 0 < float(bar[-1]) < 1e-3 and float(bar[0]) < 1
     torch.testing.assert_close(bar, torch.cumprod(1 - schedule.betas, 0), rtol=1e-9, atol=0)
     t = torch.tensor(data.draw(st.lists(st.integers(0, end - 1), min_size=1, max_size=8)))
@@ -60,12 +60,13 @@ def test_tables_of_any_schedule(schedule: th.Schedule, data: st.DataObject) -> N
 @given(schedule=schedules(), data=st.data())
 @settings(max_examples=40)
 def test_any_respaced_sampler_starts_and_ends_right(schedule: th.Schedule, data: st.DataObject) -> None:
-    end = schedule.steps
+    end = schedule.timesteps
     count = data.draw(st.integers(2, end))
     chosen = st.lists(st.integers(0, end - 1), min_size=1, max_size=20, unique=True)
     steps = data.draw(st.one_of(st.none(), st.just(count), chosen.map(lambda times: sorted(times, reverse=True))))
     make = data.draw(st.sampled_from([
-        th.ddpm("large", steps), th.ddpm("small", steps), th.ddim(0.0, steps), th.ddim(0.7, steps), th.hybrid(3, steps=steps)
+        th.ddpm("large", steps), th.ddpm("small", steps), th.ddim(0.0, steps), th.ddim(0.7, steps),
+        th.hybrid(3, sample_steps=steps),
     ]))  # fmt: skip
     moves = make(schedule)
     times = [move.t for move in moves]
@@ -92,7 +93,8 @@ def test_samples_depend_on_seed_and_number_alone(data: st.DataObject) -> None:
     n, shape = data.draw(st.integers(1, 60)), data.draw(st.sampled_from([(1,), (2,), (1, 4, 4), (3, 40, 60), (70_000,)]))
     n = min(n, 12) if math.prod(shape) > 1000 else n  # of the large ones, a block of noise is a few or one
     batch = data.draw(st.integers(1, 70))
-    sampler = data.draw(st.sampled_from([th.ddpm("large", 7), th.ddpm("small", 5), th.ddim(0.5, 4), th.hybrid(2, steps=6)]))
+    samplers = [th.ddpm("large", 7), th.ddpm("small", 5), th.ddim(0.5, 4), th.hybrid(2, sample_steps=6)]
+    sampler = data.draw(st.sampled_from(samplers))
     seed = data.draw(st.integers(0, 2**40))
     label = torch.arange(n)
 
@@ -139,9 +141,9 @@ def test_any_roc_and_the_samples_that_any_filter_keeps(scores: list[float], data
     k = data.draw(st.integers(1, len(values)))
     if k > int(values.isfinite().sum()):
         with pytest.raises(th.TinyhallError, match="finite"):
-            th.keep_k(values, k)
+            th.lowest_k(values, k)
         return
-    kept = th.keep_k(values, k)
+    kept = th.lowest_k(values, k)
     assert kept.tolist() == sorted(set(kept.tolist())) and len(kept) == k
     dropped = values[[i for i in range(len(values)) if i not in kept]]
     assert not len(dropped) or float(values[kept].max()) <= float(dropped.min())
@@ -176,12 +178,12 @@ def still(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -
 
 
 def fit(**changed: Any) -> Any:
-    given = {"net": th.nets.MLP(1, width=8), "data": DATA, "steps": 1, "batch_size": 4, "lr": 1e-3} | changed
+    given = {"net": th.nets.MLP(1, width=8), "data": DATA, "train_steps": 1, "batch_size": 4, "lr": 1e-3} | changed
     return th.fit(given.pop("net"), given.pop("data"), SCHEDULE, generator=seeded(), progress=False, **given)
 
 
 def draw(**changed: Any) -> Any:
-    given = {"n": 3, "shape": (1,), "generator": seeded(), "sampler": th.ddim(steps=4)} | changed
+    given = {"n": 3, "shape": (1,), "generator": seeded(), "sampler": th.ddim(sample_steps=4)} | changed
     return th.sample(given.pop("net", still), SCHEDULE, given.pop("n"), **given)
 
 
@@ -198,16 +200,19 @@ TENSORS = (
 OTHERS = (None, "x", b"x", [], {}, ())
 UNET = {"size": 8, "widths": (8,), "blocks": 1}
 CALLS: dict[str, Callable[[Any], Any]] = {
-    **{f"linear {k}": lambda v, k=k: th.Schedule.linear(**{k: v}) for k in ("beta_start", "beta_end", "steps")},
-    **{f"cosine {k}": lambda v, k=k: th.Schedule.cosine(**{k: v}) for k in ("steps", "offset", "max_beta")},
+    **{f"linear {k}": lambda v, k=k: th.Schedule.linear(**{k: v}) for k in ("beta_start", "beta_end", "timesteps")},
+    **{f"cosine {k}": lambda v, k=k: th.Schedule.cosine(**{k: v}) for k in ("timesteps", "offset", "max_beta")},
     "betas": th.Schedule, "alpha_bar": th.Schedule.from_alpha_bar, "window": th.TrajectoryVariance,
+    "window low": lambda v: SCHEDULE.window(v, 0.9), "window high": lambda v: SCHEDULE.window(0.1, v),
+    "alpha_bars": SCHEDULE.alpha_bars, "alpha_bar of a window": lambda v: th.TrajectoryVariance(alpha_bar=v),
+    "low of a window": lambda v: draw(metrics=[th.TrajectoryVariance(alpha_bar=(v, 0.9))]),
     "variance": th.ddpm, "eta": th.ddim, "stochastic": th.hybrid,
     **{f"sample {k}": lambda v, k=k: draw(**{k: v}) for k in ("n", "shape", "batch_size", "label")},
     "guidance": lambda v: draw(guidance=v, label=torch.zeros(3).long()), "device": th.device.pick,
     "net": lambda v: draw(net=lambda x, t, label=None: v),
     "shape": lambda v: th.reverse(still, SCHEDULE, v, generator=seeded()),
     "start": lambda v: th.reverse(still, SCHEDULE, (4, 1), generator=seeded(), x=v),
-    "k": lambda v: th.keep_k(torch.arange(6.0), v), "keep_k scores": lambda v: th.keep_k(v, 1),
+    "k": lambda v: th.lowest_k(torch.arange(6.0), v), "lowest_k scores": lambda v: th.lowest_k(v, 1),
     "split n": lambda v: th.split(v, seeded()), "share": lambda v: th.split(9, seeded(), v),
     "remove": lambda v: th.Filter.calibrate(torch.arange(6.0), BAD, v), "scores": lambda v: th.Filter.calibrate(v, BAD),
     "hallucinated": lambda v: th.Filter.calibrate(torch.arange(6.0), v), "positive": lambda v: th.auroc(torch.arange(6.0), v),
@@ -218,7 +223,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "dim": th.nets.MLP, "mlp width": lambda v: th.nets.MLP(1, v), "blocks": lambda v: th.nets.MLP(1, blocks=v),
     **{f"unet {k}": lambda v, k=k: th.nets.UNet(**UNET | {k: v}) for k in ("channels", "size", "stem")},
     **{f"fit {k}": lambda v, k=k: fit(**{k: v}) for k in
-       ("steps", "batch_size", "lr", "label", "label_dropout", "ema", "microbatch", "every")},
+       ("train_steps", "batch_size", "lr", "label", "label_dropout", "ema", "microbatch", "every")},
     **{f"recurse {k}": lambda v, k=k: recurse(**{k: v}) for k in
        ("arm", "drop", "draw", "generations", "label", "guidance", "real")},
     "denoising x": lambda v: th.denoising_error(still, SCHEDULE, v, [1], generator=seeded()),
@@ -230,7 +235,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_what_no_argument_may_be_is_refused_in_one_line(name: str, unchecked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes for one argument of a public function, the call works or raises TinyhallError, and nothing else."""
-    monkeypatch.setattr("tinyhall.recursion._agree", lambda *_: None)  # nothing is written
+    monkeypatch.setattr("tinyhall.store.generations._agree", lambda *_: None)  # nothing is written
     refused = 0
     for value in (*NUMBERS, *TENSORS, *OTHERS):
         try:

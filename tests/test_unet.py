@@ -12,10 +12,9 @@ from common import one_line, run_python, same_bits, same_t, seeded
 from torch import Tensor, nn
 
 import tinyhall as th
-from tinyhall import device
-from tinyhall._check import TinyhallError
-from tinyhall.artifacts import load_weights, write_tensors
-from tinyhall.unet import Attention, Block, UNet
+from tinyhall.core._check import TinyhallError
+from tinyhall.core.unet import Attention, Block, UNet
+from tinyhall.store.files import load_weights, write_tensors
 
 SCHEDULE = th.Schedule.linear(1e-3, 0.2, 100)
 
@@ -58,7 +57,7 @@ def trained() -> tuple[UNet, list[float]]:
     data, label = images(32)
     net, losses = tiny(), []
     for step in th.train(
-        net, data, SCHEDULE, steps=120, batch_size=32, lr=5e-3, generator=seeded(2), label=label, label_dropout=0.2
+        net, data, SCHEDULE, train_steps=120, batch_size=32, lr=5e-3, generator=seeded(2), label=label, label_dropout=0.2
     ):
         losses.append(float(step.loss))
     return net, losses
@@ -167,7 +166,7 @@ class TestCalling:
         assert out.dtype == torch.float32
         assert out.is_contiguous()
         assert net.shape == x.shape[1:]
-        with device.autocast(x.device, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             half = net(x, t)
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, out, rtol=0.1, atol=0.1)
@@ -265,7 +264,15 @@ class TestUse:
     def test_every_parameter_learns(self) -> None:
         net, label = tiny(), images(8)[1]
         for step in th.train(
-            net, images(8)[0], SCHEDULE, steps=6, batch_size=8, lr=1e-3, generator=seeded(), label=label, label_dropout=0.3
+            net,
+            images(8)[0],
+            SCHEDULE,
+            train_steps=6,
+            batch_size=8,
+            lr=1e-3,
+            generator=seeded(),
+            label=label,
+            label_dropout=0.3,
         ):
             assert math.isfinite(float(step.loss))
         for name, p in net.named_parameters():
@@ -285,7 +292,7 @@ class TestUse:
         drawn = [
             th.sample(
                 trained[0], SCHEDULE, 5, generator=seeded(3), label=label, guidance=2.0, batch_size=size,
-                sampler=th.ddim(steps=5), metrics=[th.TrajectoryVariance((0, 100))],
+                sampler=th.ddim(sample_steps=5), metrics=[th.TrajectoryVariance((0, 100))],
             )
             for size in (2, 5)
         ]  # fmt: skip
@@ -298,7 +305,13 @@ class TestUse:
 
         def last(label: Tensor | None, guidance: float | None) -> Tensor:
             *_, step = th.reverse(
-                net, SCHEDULE, (4, *net.shape), sampler=th.ddim(steps=10), generator=seeded(4), label=label, guidance=guidance
+                net,
+                SCHEDULE,
+                (4, *net.shape),
+                sampler=th.ddim(sample_steps=10),
+                generator=seeded(4),
+                label=label,
+                guidance=guidance,
             )
             return step.x
 
@@ -312,8 +325,8 @@ class TestUse:
 
         def run(steps: int, path: Path | None) -> th.Run:
             return th.fit(
-                tiny(), data, SCHEDULE, steps=steps, batch_size=5, lr=1e-2, generator=seeded(6), label=label, label_dropout=0.3,
-                ema=0.9, bf16=bf16, microbatch=3, checkpoint=path, every=2, progress=False,
+                tiny(), data, SCHEDULE, train_steps=steps, batch_size=5, lr=1e-2, generator=seeded(6), label=label, ema=0.9,
+                label_dropout=0.3, bf16=bf16, microbatch=3, checkpoint=path, every=2, progress=False,
             )  # fmt: skip
 
         run(3, tmp_path / "run.safetensors")
@@ -349,7 +362,7 @@ def run(compile):
     if compile:
         net.compile(backend="aot_eager", fullgraph=True)
     data, label = torch.randn(4, 1, 8, 8, generator=g), torch.arange(4) % 2
-    th.fit(net, data, th.Schedule.linear(), steps=3, batch_size=4, lr=1e-2, generator=g, label=label, label_dropout=0.3,
+    th.fit(net, data, th.Schedule.linear(), train_steps=3, batch_size=4, lr=1e-2, generator=g, label=label, label_dropout=0.3,
            bf16=False, progress=False)
     return dict(net.state_dict())
 torch.testing.assert_close(run(True), run(False), rtol=1e-2, atol=1e-3)

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,21 @@ import tqdm.auto  # noqa: E402, F401
 from common import environment, seeded  # noqa: E402
 from torch import nn  # noqa: E402
 
-from tinyhall import cards, experiments  # noqa: E402
-from tinyhall._check import TinyhallError  # noqa: E402
-from tinyhall.artifacts import read_json, read_tensors, write_json, write_tensors  # noqa: E402
+from tinyhall.core._check import TinyhallError  # noqa: E402
+from tinyhall.core.metrics import TrajectoryVariance  # noqa: E402
+from tinyhall.core.sampling import sample  # noqa: E402
+from tinyhall.core.schedule import Schedule  # noqa: E402
+from tinyhall.core.training import Run, TrainingConfig, start  # noqa: E402
 from tinyhall.datasets import GaussianMixture  # noqa: E402
-from tinyhall.metrics import TrajectoryVariance  # noqa: E402
+from tinyhall.lab import experiments  # noqa: E402
+from tinyhall.lab.artifact import load as load_artifact  # noqa: E402
+from tinyhall.lab.experiment import folder as place_of  # noqa: E402
+from tinyhall.lab.provenance import describe_device, revision  # noqa: E402
 from tinyhall.nets import MLP  # noqa: E402
-from tinyhall.recursion import recurse  # noqa: E402
-from tinyhall.sampling import sample  # noqa: E402
-from tinyhall.schedule import Schedule  # noqa: E402
-from tinyhall.training import Run, fit, start  # noqa: E402
+from tinyhall.store import checkpoint as saving  # noqa: E402
+from tinyhall.store.checkpoint import fit  # noqa: E402
+from tinyhall.store.files import read_json, read_tensors, write_json, write_tensors  # noqa: E402
+from tinyhall.store.generations import recurse  # noqa: E402
 
 PAGE = ROOT / "book/faults.md"
 SCHEDULE = Schedule.linear(1e-3, 0.2, 100)
@@ -130,13 +135,13 @@ def folder() -> Iterator[Path]:
 
 def training(place: Path) -> None:
     net = MLP(1, width=16, generator=seeded(0))
-    fit(net, DATA, SCHEDULE, steps=25, batch_size=16, lr=1e-3, generator=seeded(5), ema=0.9, progress=False,
+    fit(net, DATA, SCHEDULE, train_steps=25, batch_size=16, lr=1e-3, generator=seeded(5), ema=0.9, progress=False,
         checkpoint=place / "checkpoint.safetensors", every=1)  # fmt: skip
 
 
 def sampling(place: Path) -> None:
     net = MLP(1, width=16, generator=seeded(0))
-    fit(net, DATA, SCHEDULE, steps=6, batch_size=16, lr=1e-3, generator=seeded(5), progress=False,
+    fit(net, DATA, SCHEDULE, train_steps=6, batch_size=16, lr=1e-3, generator=seeded(5), progress=False,
         checkpoint=place / "checkpoint.safetensors", every=2)  # fmt: skip
     for part in range(3):
         drawn = sample(net, SCHEDULE, 200, metrics=[TrajectoryVariance()], generator=seeded(part))
@@ -145,7 +150,7 @@ def sampling(place: Path) -> None:
 
 def learn(data: torch.Tensor, generation: int, checkpoint: Path) -> MLP:
     net = MLP(1, width=16, generator=seeded(generation))
-    fit(net, data, SCHEDULE, steps=6, batch_size=16, lr=1e-3, generator=seeded(generation), progress=False,
+    fit(net, data, SCHEDULE, train_steps=6, batch_size=16, lr=1e-3, generator=seeded(generation), progress=False,
         checkpoint=checkpoint, every=2)  # fmt: skip
     return net
 
@@ -264,7 +269,7 @@ def kills(name: str, moments: int) -> Count:
 # --- damaged files
 
 
-ARTIFACT, OTHER = cards.get("line123", "smoke"), cards.get("line123-n1000", "smoke")  # networks of the same shapes
+ARTIFACT, OTHER = experiments.get("line123", "smoke"), experiments.get("line123-n1000", "smoke")  # networks of the same shapes
 TRAPS = {"pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"}
 
 
@@ -276,16 +281,19 @@ class Trap:
 
 
 def make(place: Path) -> None:
-    """A checkpoint, the generations of a recursion, an artifact, and one of another card."""
+    """A checkpoint, the generations of a recursion, an artifact, and one of another experiment."""
     training(place / "training")
     recursion(place / "recursion")
-    for seed, card in enumerate((ARTIFACT, OTHER)):
-        out = experiments.folder(place / "artifacts", card, 0)
-        write_tensors(out / "model.safetensors", dict(card.net(seed).state_dict()), {"card": card.hash})
+    for seed, experiment in enumerate((ARTIFACT, OTHER)):
+        out, known = place_of(place / "artifacts", experiment, 0), {"card": experiment.hash}
+        write_tensors(out / "model.safetensors", dict(experiment.net(seed).state_dict()), known)
         kept = {"x": torch.randn(30, 1, generator=seeded(seed)).half(), "kind": torch.arange(30) % 3}
-        write_tensors(out / "samples-large.safetensors", kept, {"card": card.hash, "sampler": "large"})
-        write_json(out / "metrics.json", {"large": {"fraction": {"5": [0.25, 0.2, 0.3, 30]}, "n": 30}, "losses": [1.0, 0.5]})
-        experiments._finish(card, 0, place / "artifacts", torch.device("cpu"), {"train_seconds": 1.5})
+        write_tensors(out / "samples-large.safetensors", kept, known | {"sampler": "large"})
+        windows = {"0-10": {"5": {"auroc": [0.75, 0.5, 1.0, 15]}}}  # spelled as older files have it
+        figures = {"fraction": {"5": [0.25, 0.2, 0.3, 30]}, "n": 30, "windows": windows}
+        write_json(out / "metrics.json", {"large": figures, "losses": [1.0, 0.5]})
+        info = {"card": asdict(experiment), "hash": experiment.hash, "seed": 0, "device": "cpu", "revision": "unknown"}
+        write_json(out / "card.json", info | {"torch": torch.__version__, "train_seconds": 1.5})
 
 
 def plain(value: Any) -> Any:
@@ -299,9 +307,8 @@ def plain(value: Any) -> Any:
 
 def read_training(place: Path) -> Any:
     net = MLP(1, width=16)
-    options = {"batch_size": 16, "lr": 1e-3, "ema": 0.9}
-    run = start(net, DATA, SCHEDULE, generator=seeded(), **options)
-    run.load(place / "training/checkpoint.safetensors")
+    run = start(net, DATA, SCHEDULE, TrainingConfig(16, 1e-3, ema=0.9), generator=seeded())
+    saving.load(run, place / "training/checkpoint.safetensors", saving.settings(run))
     adam = run.optimizer.state_dict()["state"]
     return plain([net.state_dict(), adam, run.ema, run.losses, run.step, run.order, run.generator.get_state()])
 
@@ -312,7 +319,7 @@ def read_recursion(place: Path) -> Any:
 
 
 def read_artifact(place: Path) -> Any:
-    made = experiments.load(ARTIFACT.name, ARTIFACT.scale, 0, place / "artifacts")
+    made = load_artifact(ARTIFACT.name, ARTIFACT.scale, 0, place / "artifacts")
     info, metrics = ({k: v for k, v in d.items() if k in own} for d, own in ((made.info, INFO), (made.metrics, METRICS)))
     return plain([info, metrics, made.measured, made.samples("large"), made.net.state_dict(), str(made.fraction("large"))])
 
@@ -464,7 +471,7 @@ def forge(rng: random.Random, path: Path) -> str:
     tensors, note = read_tensors(path)
     name = rng.choice(sorted(tensors))
     tensor, what = tensors[name], rng.choice(("dtype", "shape", "absent", "renamed", "not finite", "note", "all absent"))
-    if path.stem == "samples-large":  # whatever a card's samples are, they are what its program wrote
+    if path.stem == "samples-large":  # whatever an experiment's samples are, they are what its program wrote
         what = "note"
     if what == "dtype":
         tensors[name] = tensor.double() if tensor.dtype != torch.float64 else tensor.half()
@@ -707,16 +714,16 @@ def night(checkpoints: int) -> Count:
 
     def run() -> str:
         marks: list[tuple[int, int, int]] = []
-        save = Run.save
+        save = saving.save
 
-        def watched(self: Run, path: str | Path) -> None:
-            save(self, path)
+        def watched(run: Run, path: str | Path, agreed: dict[str, Any]) -> None:
+            save(run, path, agreed)
             sizes = [p.stat().st_size for p in Path(path).parent.iterdir()]
             marks.append((resident(), sum(sizes), len(sizes)))
 
-        Run.save = watched  # type: ignore[method-assign]
+        saving.save = watched
         with folder() as place:
-            fit(MLP(1, width=16), DATA, SCHEDULE, steps=checkpoints, batch_size=16, lr=1e-3, generator=seeded(5), ema=0.9,
+            fit(MLP(1, width=16), DATA, SCHEDULE, train_steps=checkpoints, batch_size=16, lr=1e-3, generator=seeded(5), ema=0.9,
                 progress=False, checkpoint=place / "checkpoint.safetensors", every=1)  # fmt: skip
         early, late = marks[checkpoints // 10], marks[-1]
         return json.dumps([len(marks), late[0] - early[0], late[1] - early[1], late[2]])
@@ -752,14 +759,14 @@ class Mutation:
 ARTIFACTS = "book/artifacts"
 MUTATED = "a wrong number in the package or an artifact"
 MUTATIONS = (
-    Mutation("nothing", "tinyhall/stats.py", "Estimate(k / n,", "Estimate(k / n,", "beside", "filtering"),
-    Mutation("`stats.fraction` is a tenth too high", "tinyhall/stats.py", "Estimate(k / n,", "Estimate(1.1 * k / n,", "beside",
-             "filtering"),
-    Mutation("`GaussianMixture.judge` is a tenth too strict", "tinyhall/datasets.py", "(d / self.std)", "(1.1 * d / self.std)",
-             "beside", "datasets"),
-    Mutation("`ddpm` adds a tenth too much noise", "tinyhall/sampling.py", "push, math.sqrt(variance)",
-             "push, 1.1 * math.sqrt(variance)", "beside", "sampling"),
-    Mutation("`TrajectoryVariance` divides by one less", "tinyhall/metrics.py", "self._squares / self.count",
+    Mutation("nothing", "tinyhall/measure/stats.py", "Estimate(k / n,", "Estimate(k / n,", "beside", "filtering"),
+    Mutation("`stats.fraction` is a tenth too high", "tinyhall/measure/stats.py", "Estimate(k / n,", "Estimate(1.1 * k / n,",
+             "beside", "filtering"),
+    Mutation("`GaussianMixture.judge` is a tenth too strict", "tinyhall/core/mixture.py", "(d / self.std)",
+             "(1.1 * d / self.std)", "beside", "datasets"),
+    Mutation("`ddpm` adds a tenth too much noise", "tinyhall/core/sampling.py", "of_eps, math.sqrt(variance)",
+             "of_eps, 1.1 * math.sqrt(variance)", "beside", "sampling"),
+    Mutation("`TrajectoryVariance` divides by one less", "tinyhall/core/metrics.py", "self._squares / self.count",
              "self._squares / max(self.count - 1, 1)", "beside", "metrics"),
     Mutation("a fraction in an artifact", f"{ARTIFACTS}/line123-laptop/seed0/metrics.json", "0.002982,", "0.003982,", "beside"),
     Mutation("a training's seconds in an artifact", f"{ARTIFACTS}/line123-laptop/seed0/card.json", "768.8", "868.8", "status"),
@@ -826,7 +833,7 @@ have let through.)
 |---|--:|--:|--:|--:|---|
 {rows}
 
-Measured on {experiments.describe_device(torch.device("cpu"))}, revision {experiments.revision()}, torch
+Measured on {describe_device(torch.device("cpu"))}, revision {revision()}, torch
 {torch.__version__}. A `+` after a revision means that the package then had changes that were not committed.
 
 ## What was done
@@ -837,7 +844,7 @@ Measured on {experiments.describe_device(torch.device("cpu"))}, revision {experi
   other.
 - **Damaged.** Checkpoints, generations and artifacts with bits flipped, ends cut off, files swapped, replaced by
   pickles, pipes and devices; headers that claim other types, shapes, places or names; JSON with other values; and
-  files that are whole, digest and all, but of another card, type or shape. A child with {ROOM / 2**20:.0f} MB of
+  files that are whole, digest and all, but of another experiment, type or shape. A child with {ROOM / 2**20:.0f} MB of
   memory to spare reads each; nothing may be run, and no other file touched. Every file that the package writes
   carries a digest of its content. Those from before it did are read as they are: the row for comparison shows what a
   single bit does to them.

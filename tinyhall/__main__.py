@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 try:
     import tyro
@@ -15,15 +15,21 @@ except ImportError:
     print("tinyhall: the command line needs tyro: pip install 'tinyhall[cli]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-from . import _check
+from .core import _check
+
+if TYPE_CHECKING:
+    from .lab.experiment import Experiment, Lab
+
+app = tyro.extras.SubcommandApp()
+ARTIFACTS = Path("book/artifacts")
 
 
 @dataclass
 class Common:
-    """What every command over a card takes."""
+    """What every command over an experiment takes."""
 
-    card: tyro.conf.Positional[str]
-    """Which experiment; `info` lists them."""
+    experiment: tyro.conf.Positional[str]
+    """Which one; `info` lists them."""
     scale: str | None = None
     """smoke, laptop or paper; without it TINYHALL_SCALE, or else paper."""
     seed: int = 0
@@ -34,10 +40,18 @@ class Common:
     runs: Path = Path("runs")
     """Where checkpoints live; a run found there is resumed."""
 
+    def open(self, root: Path = ARTIFACTS) -> tuple[Experiment, Lab]:
+        from .core import device
+        from .lab import experiments
+        from .lab.experiment import Lab
+
+        experiment = experiments.get(self.experiment, self.scale)
+        return experiment, Lab(self.seed, root, self.runs, device.pick(self.device), not self.quiet)
+
 
 @dataclass
 class Sample:
-    """Draws n samples of a trained card, with the trajectory variance of each, into one safetensors file."""
+    """Draws n samples of a trained experiment, with the trajectory variance of each, into one safetensors file."""
 
     n: int = 10_000
     out: Path = Path("samples.safetensors")
@@ -47,21 +61,28 @@ class Sample:
     """Samples in flight at a time."""
 
 
-def train(common: Common) -> None:
-    from . import cards, device, experiments
+Shared = Annotated[Common, tyro.conf.arg(name="")]
 
-    card = cards.get(common.card, common.scale)
-    _, history = experiments.train_card(card, common.seed, runs=common.runs, device=common.device, progress=not common.quiet)
+
+@app.command
+def train(common: Shared) -> None:
+    """Train an experiment's network, with checkpoints; a run found in --runs is resumed."""
+    from .core import device
+    from .lab.experiment import folder
+
+    experiment, lab = common.open()
+    _, run = experiment.trained(lab)
     if device.rank() == 0:
-        path = experiments.folder(common.runs, card, common.seed) / "checkpoint.safetensors"
-        print(f"{card.name} at {card.scale} scale: {card.steps} steps, loss {history['losses'][-1]:.4f}, in {path}")
+        path = folder(lab.runs, experiment, lab.seed) / "checkpoint.safetensors"
+        print(f"{experiment.name} at {experiment.scale} scale: {run.step} steps, loss {run.losses[-1]:.4f}, in {path}")
 
 
-def sample(common: Common, options: Sample) -> None:
-    from . import cards, device, experiments
-    from .artifacts import write_tensors
-    from .metrics import TrajectoryVariance
-    from .sampling import sample as draw
+@app.command
+def sample(common: Shared, options: Annotated[Sample, tyro.conf.arg(name="")]) -> None:
+    """Draw samples of an experiment's network and score them."""
+    from .core import device
+    from .core.sampling import sample as draw
+    from .store.files import write_tensors
 
     _check.positive_int("n", options.n)
     if options.batch_size is not None:
@@ -69,33 +90,34 @@ def sample(common: Common, options: Sample) -> None:
     above = (path for path in options.out.absolute().parents if path.exists())
     if options.out.is_dir() or not (place := next(above)).is_dir() or not os.access(place, os.W_OK):
         raise _check.fail("out", str(options.out), "a file in a folder that can be written to")
-    card = cards.get(common.card, common.scale)
-    samplers = experiments.samplers_of(card)
+    experiment, lab = common.open()
+    samplers = experiment.samplers()
     name = options.sampler or next(iter(samplers))
     if name not in samplers:
         raise _check.fail("sampler", name, f"one of {', '.join(samplers)}")
-    net, _ = experiments.train_card(card, common.seed, runs=common.runs, device=common.device, progress=not common.quiet)
-    meter = TrajectoryVariance(card.window)
+    net, _ = experiment.trained(lab)
+    meter = experiment.metric()
     drawn = draw(
-        net, card.schedule(), options.n, metrics=[meter], batch_size=options.batch_size,
-        sampler=samplers[name], generator=cards.stream(common.seed, "samples"),
-        progress=not common.quiet,
+        net, experiment.schedule(), options.n, metrics=[meter], batch_size=options.batch_size, sampler=samplers[name],
+        generator=lab.stream("samples"), progress=lab.progress,
     )  # fmt: skip
     if device.rank() == 0:
-        hallucinated = ~card.data().in_support(drawn.x)
-        note = {"card": card.hash, "sampler": name, "window": str(card.window)}
+        hallucinated = ~experiment.data().in_support(drawn.x)
+        note = {"card": experiment.hash, "sampler": name, "metric": meter.name}
         tensors = {"x": drawn.x, "score": drawn.scores[meter.name], "hallucinated": hallucinated}
         write_tensors(options.out, tensors, note)
         print(f"{options.n} samples, {int(hallucinated.sum())} hallucinated, in {options.out}")
 
 
-def reproduce(common: Common, root: Path) -> None:
-    from . import cards, device, experiments, stats
+@app.command
+def reproduce(common: Shared, root: Path = ARTIFACTS) -> None:
+    """Train, draw, judge, score: write the artifact that the book loads."""
+    from .core import device
+    from .lab.reproduce import reproduce as make
+    from .measure import stats
 
-    card = cards.get(common.card, common.scale)
-    made = experiments.reproduce(
-        card, common.seed, root=root, runs=common.runs, device=common.device, progress=not common.quiet
-    )
+    experiment, lab = common.open(root)
+    made = make(experiment, lab.seed, root=root, runs=lab.runs, device=common.device, progress=lab.progress)
     if device.rank():
         return
     # A recursion has a history for each arm, the others one entry for each sampler.
@@ -106,10 +128,19 @@ def reproduce(common: Common, root: Path) -> None:
     print(f"{made.measured}; in {made.folder}")
 
 
-def bench(tasks: Sequence[str], scale: str | None, seed: int, device: str | None, quiet: bool, root: Path) -> None:
-    from . import bench as bench_
+@app.command
+def bench(
+    tasks: tuple[str, ...] = (),
+    scale: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    quiet: bool = False,
+    root: Path = ARTIFACTS,
+) -> None:
+    """Tune and measure all detectors and mitigations on stored models: all tasks, or those named."""
+    from .lab import bench as bench_
 
-    names = list(tasks) or list(bench_.TASKS)
+    names: Sequence[str] = tasks or list(bench_.TASKS)
     for name in names:
         bench_.task(name)  # a slip in the last one should not cost the time of the others
     for name in names:
@@ -117,59 +148,32 @@ def bench(tasks: Sequence[str], scale: str | None, seed: int, device: str | None
         print("\n".join(bench_.table({name: result})), flush=True)
 
 
-def info(root: Path) -> None:
+@app.command
+def info(root: Path = ARTIFACTS) -> None:
+    """List experiments, artifacts and the device."""
     import torch
 
-    from . import __version__, cards, device, experiments
+    from . import __version__
+    from .core import device
+    from .lab import experiments
+    from .lab.artifact import available
+    from .lab.provenance import describe_device
+    from .store.checkpoint import gains_bf16
 
     place = device.pick()
-    print(f"tinyhall {__version__}, torch {torch.__version__}, {experiments.describe_device(place)}")
-    print(f"bfloat16 gains here: {'yes' if device.gains_bf16(place) else 'no'}")
-    have = experiments.available(root)
-    for name, card in cards.CARDS.items():
-        made = ", ".join(f"{scale} seed {seed}" for c, scale, seed in have if c == name)
-        print(f"{name:20} n={card.n:,}, {card.steps:,} steps of {min(card.batch_size, card.n):,}; made: {made or 'none'}")
+    print(f"tinyhall {__version__}, torch {torch.__version__}, {describe_device(place)}")
+    print(f"bfloat16 gains here: {'yes' if gains_bf16(place) else 'no'}")
+    have = available(root)
+    for name, e in experiments.EXPERIMENTS.items():
+        made = ", ".join(f"{scale} seed {seed}" for found, scale, seed in have if found == name)
+        print(f"{name:20} n={e.n:,}, {e.steps:,} steps of {min(e.batch_size, e.n):,}; made: {made or 'none'}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command; bad input ends in one line on stderr and exit code 2, an interruption in 130, a reader that went away (as
     in `info | head -1`) in 141 without a word, as the shell's own programs do."""
-
-    def train_(common: Annotated[Common, tyro.conf.arg(name="")]) -> None:
-        """Train a card's network, with checkpoints; a run found in --runs is resumed."""
-        train(common)
-
-    def sample_(
-        common: Annotated[Common, tyro.conf.arg(name="")],
-        options: Annotated[Sample, tyro.conf.arg(name="")],
-    ) -> None:
-        """Draw samples of a card's network and score them."""
-        sample(common, options)
-
-    def reproduce_(common: Annotated[Common, tyro.conf.arg(name="")], root: Path = Path("book/artifacts")) -> None:
-        """Train, draw, judge, score: write the artifact that the book loads."""
-        reproduce(common, root)
-
-    def bench_(
-        tasks: tuple[str, ...] = (),
-        scale: str | None = None,
-        seed: int = 0,
-        device: str | None = None,
-        quiet: bool = False,
-        root: Path = Path("book/artifacts"),
-    ) -> None:
-        """Tune and measure all detectors and cures on stored models: all tasks, or those named."""
-        bench(tasks, scale, seed, device, quiet, root)
-
-    def info_(root: Path = Path("book/artifacts")) -> None:
-        """List cards, artifacts and the device."""
-        info(root)
-
-    commands: dict[str, Callable[..., Any]] = {
-        "train": train_, "sample": sample_, "reproduce": reproduce_, "bench": bench_, "info": info_,
-    }  # fmt: skip
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="tinyhall")
+        app.cli(args=argv, prog="tinyhall")
         sys.stdout.flush()  # here, where it may fail in good order
     except _check.TinyhallError as error:
         print(f"tinyhall: {error}", file=sys.stderr)

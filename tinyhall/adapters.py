@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import _check
-from ._typing import Float, Int, Tensor
-from .metrics import Metric
-from .sampling import Step
-from .schedule import Schedule
+from .core import _check
+from .core._typing import Float, Int, Tensor
+from .core.metrics import Metric, Step
+from .core.schedule import Schedule
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

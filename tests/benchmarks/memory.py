@@ -32,20 +32,20 @@ def _main(samples: int, steps: int, network: bool) -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from tinyhall.metrics import TrajectoryVariance
+    from tinyhall.core.metrics import TrajectoryVariance
+    from tinyhall.core.sampling import ddpm, sample
+    from tinyhall.core.schedule import Schedule
     from tinyhall.nets import MLP
-    from tinyhall.sampling import ddpm, sample
-    from tinyhall.schedule import Schedule
 
     schedule = Schedule.linear()
     # Memory does not depend on what the network predicts. The cheap one shows long runs, the real one its own activations.
     net = MLP(2) if network else lambda x, t, label=None: x * 0.999
     generator = torch.Generator().manual_seed(0)
-    metric = TrajectoryVariance((0, schedule.steps))
+    metric = TrajectoryVariance((0, schedule.timesteps))
     # Once in small, so that what torch loads late counts with the imports.
-    sample(net, schedule, 64, shape=(2,), metrics=[metric], sampler=ddpm(steps=2), generator=generator)
+    sample(net, schedule, 64, shape=(2,), metrics=[metric], sampler=ddpm(sample_steps=2), generator=generator)
     before = _resident("VmRSS")
-    out = sample(net, schedule, samples, shape=(2,), metrics=[metric], sampler=ddpm(steps=steps), generator=generator)
+    out = sample(net, schedule, samples, shape=(2,), metrics=[metric], sampler=ddpm(sample_steps=steps), generator=generator)
     assert len(out) == samples and len(out.scores[metric.name]) == samples
     print(json.dumps({"samples": samples, "steps": steps, "network": network, "peak_mb": _resident("VmHWM") - before}))
 

@@ -41,19 +41,28 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from memory import peak  # noqa: E402
 
-from tinyhall import cards, experiments, stats  # noqa: E402
-from tinyhall import device as _device  # noqa: E402
-from tinyhall.metrics import TrajectoryVariance  # noqa: E402
-from tinyhall.nets import MLP, Tabulated, UNet, sinusoidal  # noqa: E402
-from tinyhall.sampling import ddpm, reverse, sample  # noqa: E402
-from tinyhall.schedule import Schedule  # noqa: E402
-from tinyhall.training import train  # noqa: E402
+from tinyhall.core import device as _device  # noqa: E402
+from tinyhall.core.metrics import TrajectoryVariance, spelled  # noqa: E402
+from tinyhall.core.mlp import sinusoidal  # noqa: E402
+from tinyhall.core.sampling import ddpm, reverse, sample  # noqa: E402
+from tinyhall.core.schedule import Schedule  # noqa: E402
+from tinyhall.core.training import train  # noqa: E402
+from tinyhall.lab import experiments  # noqa: E402
+from tinyhall.lab.provenance import describe_device  # noqa: E402
+from tinyhall.lab.reproduce import reproduce  # noqa: E402
+from tinyhall.measure import stats  # noqa: E402
+from tinyhall.nets import MLP, Tabulated, UNet  # noqa: E402
+from tinyhall.store.checkpoint import gains_bf16  # noqa: E402
 
 JSON, PAGE = ROOT / "book/artifacts/speed.json", ROOT / "book/speed.md"
 WIDTH, BLOCKS, BATCH, STEPS = 128, 3, 10_000, 1000
 SMALL, IMAGES, SEEDS = 1000, 16, 8  # a small batch of points, one of images, and networks trained side by side
 IN_A_ROW = 50  # steps on a GPU between two readings of the clock, which would stall it
 WINDOW = (0, 10)
+HALF = (  # what chapters 1 and 2 are made from at the paper's scale, when that goal was set
+    "line123", "line123-n20000", "line123-n5000", "line123-n1000", "line1245", "line123-T250", "line123-separate", "grid",
+    "diamond", "diamond-spaced",
+)  # fmt: skip
 DEVICE = torch.device("cpu")  # of this process's works
 Work = Callable[[], object]
 Spec = tuple[Any, ...]  # names a work: its maker and the arguments
@@ -192,7 +201,7 @@ class Paper:
 
 def agreement(paper: Paper, dim: int) -> dict[str, float]:
     """Largest differences with equal weights and noise: prediction, gradient (relative to its norm), and a reverse step."""
-    theirs, ours, schedule = paper.net(dim), MLP(dim), Schedule.linear(steps=STEPS)
+    theirs, ours, schedule = paper.net(dim), MLP(dim), Schedule.linear(timesteps=STEPS)
     block: Any = theirs.temp_fc[0]
     mine: Any = ours.body[0]
     pairs = [
@@ -215,9 +224,9 @@ def agreement(paper: Paper, dim: int) -> dict[str, float]:
         difference = (out - theirs(state, t)).abs().max()
         x_next, x0_hat = paper.diffusion.p_sample_step(theirs, x, at, return_pred=True, generator=generator())
         predicted = ours(x, at)
-        move = next(m for m in ddpm()(schedule) if m.t == 5)
+        step = next(c for c in ddpm()(schedule) if c.t == 5)
         z = torch.empty_like(x).normal_(generator=generator())
-        reached = move.keep * x + move.push * predicted + move.noise * z
+        reached = step.x * x + step.eps * predicted + step.noise * z
     return {
         "dim": dim,
         "eps": float(difference),
@@ -237,9 +246,8 @@ def our_train_step(
     if compiled:
         net.compile()
     data = randn(10 * n, *shape, g=g)
-    steps = train(
-        net, data, Schedule.linear(steps=STEPS), steps=10**9, batch_size=n, lr=1e-3, generator=g, bf16=bf16, captured=captured
-    )
+    schedule, options = Schedule.linear(timesteps=STEPS), {"bf16": bf16, "captured": captured}
+    steps = train(net, data, schedule, train_steps=10**9, batch_size=n, lr=1e-3, generator=g, **options)
     return lambda: next(steps).loss
 
 
@@ -247,7 +255,7 @@ def our_reverse_step(n: int, kind: int | str, metric: bool, table: int = 0) -> W
     net, shape = network(kind)
     if table:
         net = Tabulated(net, STEPS, points=table, device=DEVICE)
-    schedule, watch = Schedule.linear(steps=STEPS), TrajectoryVariance((0, STEPS))
+    schedule, watch = Schedule.linear(timesteps=STEPS), TrajectoryVariance((0, STEPS))
 
     def forever() -> Iterator[None]:
         g = generator()
@@ -264,12 +272,12 @@ def our_reverse_step(n: int, kind: int | str, metric: bool, table: int = 0) -> W
 
 def our_whole(steps: int, n: int, times: int) -> Work:
     """Trains for `steps` steps, then samples and scores n points in `times` reverse steps; 0 leaves that part out."""
-    data, schedule = randn(10 * SMALL, 2), Schedule.linear(steps=times)
+    data, schedule = randn(10 * SMALL, 2), Schedule.linear(timesteps=times)
 
     def work() -> torch.Tensor | None:
         (net, _), g, metric = network(2), generator(), TrajectoryVariance(WINDOW)
         if steps:
-            for step in train(net, data, schedule, steps=steps, batch_size=SMALL, lr=1e-3, generator=g):
+            for step in train(net, data, schedule, train_steps=steps, batch_size=SMALL, lr=1e-3, generator=g):
                 step.loss.item()
         return sample(net, schedule, n, metrics=[metric], generator=g).scores[metric.name] if n else None
 
@@ -291,7 +299,7 @@ def side_by_side(seeds: int, n: int) -> Work:
     optimizer = torch.optim.Adam(list(weights.values()), lr=1e-3, fused=True)  # element by element, so as good as one each
     generators = [generator(seed) for seed in range(seeds)]
     data = [randn(10 * n, 2, g=g) for g in generators]
-    schedule = Schedule.linear(steps=STEPS)
+    schedule = Schedule.linear(timesteps=STEPS)
 
     def loss(w: dict[str, torch.Tensor], x: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(torch.func.functional_call(nets[0], w, (x, t)), eps)
@@ -326,7 +334,7 @@ def draw(data: torch.Tensor, n: int, steps: int, g: torch.Generator) -> tuple[to
 def plain_scheduler(steps: int = STEPS) -> Any:
     from diffusers import DDPMScheduler
 
-    betas = Schedule.linear(steps=steps).betas
+    betas = Schedule.linear(timesteps=steps).betas
     scheduler = DDPMScheduler(steps, trained_betas=betas.numpy(), variance_type="fixed_large", clip_sample=False)
     # Its own table is in float32, where alpha_bar ends at 0 and the predicted x0 at infinity.
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
@@ -338,7 +346,7 @@ def plain_train(net: Any, shape: tuple[int, ...], n: int, scheduler: Any, g: tor
 
     def step() -> float:
         x0, t, eps = draw(data, n, len(scheduler.betas), g)
-        with _device.autocast(x0.device, bf16):
+        with torch.autocast(x0.device.type, dtype=torch.bfloat16, enabled=bf16):
             predicted = net(scheduler.add_noise(x0, eps, t), t)
         loss = F.mse_loss(predicted.float(), eps)
         optimizer.zero_grad()
@@ -456,7 +464,7 @@ def measure_own(count: int, threads: int, quick: bool) -> list[dict[str, Any]]:
         specs: dict[str, Spec] = {"base": ("plain.train", 2, n), "training step": ("train", 2, False, n)}
         times = some if n <= BATCH else few
         compare(n, specs | {"floor": ("floor", n, True)}, times)
-        if _device.gains_bf16(torch.device("cpu")):  # the floor is one of float32
+        if gains_bf16(torch.device("cpu")):  # the floor is one of float32
             specs = {"base": ("plain.train", 2, n, True), "training step": ("train", 2, False, n, 0, True)}
             compare(n, specs, times, "bfloat16")
     for n in points:
@@ -494,7 +502,7 @@ def measure(paper: Path, count: int, threads: int, quick: bool) -> list[dict[str
             })  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
 
-    gains = _device.gains_bf16(torch.device("cpu"))
+    gains = gains_bf16(torch.device("cpu"))
     for dim in (1, 2):
         ours: dict[str, Spec] = {"eager": ("train", dim, False, BATCH, 0, gains)}
         if not quick:
@@ -514,7 +522,7 @@ def measure(paper: Path, count: int, threads: int, quick: bool) -> list[dict[str
 
 def measure_gpu(paper: Path | None, count: int, device: torch.device) -> dict[str, Any]:
     """Milliseconds a step on a GPU, each way in turn."""
-    bf16 = _device.gains_bf16(device)
+    bf16 = gains_bf16(device)
     rows: list[dict[str, Any]] = []
 
     def compare(what: str, ways: dict[str, Spec]) -> None:
@@ -544,7 +552,7 @@ def measure_gpu(paper: Path | None, count: int, device: torch.device) -> dict[st
         ways = {"eager": ("one by one", SEEDS, n), "side by side": ("side by side", SEEDS, n)}
         compare(f"training step of {SEEDS} networks, {n:,} points each", ways)
     trains = "bfloat16" if bf16 else "float32"
-    named = {"device": experiments.describe_device(device), "torch": torch.__version__}
+    named = {"device": describe_device(device), "torch": torch.__version__}
     return named | {"training": trains, "rounds": count, "rows": rows}
 
 
@@ -558,29 +566,28 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "gains_bf16": _device.gains_bf16(torch.device("cpu")),
+        "gains_bf16": gains_bf16(torch.device("cpu")),
     }
 
 
 def precision(seeds: int, scale: str) -> list[dict[str, Any]]:
-    """What training in bfloat16 does to a model: the main card of the line, the same seeds in both. Resumes in `runs`."""
+    """What training in bfloat16 does to a model: the main experiment of the line, the same seeds in both. Resumes in `runs`."""
     rows = []
-    mixture, schedule = cards.get("line123", scale).data(), cards.get("line123", scale).schedule()
+    experiment = experiments.get("line123", scale)
+    mixture, schedule = experiment.data(), experiment.schedule()
     for seed, how in itertools.product(range(seeds), ("float32", "bfloat16")):
         os.environ["TINYHALL_PRECISION"] = how
         place = ROOT / "runs" / f"precision-{how}"
-        made = experiments.reproduce(
-            cards.get("line123", scale), seed, root=place, runs=place, samplers=("large", "small"), progress=False
-        )
+        made = reproduce(experiment, seed, root=place, runs=place, samplers=("large", "small"), progress=False)
         assert made.info["precision"] == how, "a run that was trained otherwise lies in its folder"
-        x0, t = mixture.sample(200_000, generator(1)), torch.arange(200_000) % schedule.steps
+        x0, t = mixture.sample(200_000, generator(1)), torch.arange(200_000) % schedule.timesteps
         x = schedule.q_sample(x0, t, torch.randn(x0.shape, generator=generator(2)))
         with torch.no_grad():
             excess = (made.net(x, t) - mixture.denoiser(schedule)(x, t)).square().mean()
         row: dict[str, Any] = {"precision": how, "seed": seed, "excess": float(excess), "scale": scale}
         for sampler in ("large", "small"):
             row[sampler] = made.metrics[sampler]["fraction"]["5"]
-            row[f"auroc {sampler}"] = made.metrics[sampler]["windows"]["-".join(map(str, WINDOW))]["5"]["auroc"]
+            row[f"auroc {sampler}"] = made.metrics[sampler]["windows"][spelled(WINDOW)]["5"]["auroc"]
         rows.append(row)
         print(json.dumps(row), flush=True)
     del os.environ["TINYHALL_PRECISION"]
@@ -728,8 +735,8 @@ def _gpu_goals(ms: dict[str, dict[str, float]], seeds: int = 3) -> list[str]:
     if not all(ours in step and theirs in step for step in steps):
         return []
     times = [step[theirs] / step[ours] for step in steps]
-    half = [card for card in cards.CARDS.values() if type(card) is cards.GaussianCard]
-    took = {way: sum(card.steps * steps[card.data().dim - 1][way] for card in half) * seeds / 60_000 for way in (ours, theirs)}
+    half = [experiments.EXPERIMENTS[name] for name in HALF]
+    took = {way: sum(e.steps * steps[e.data().dim - 1][way] for e in half) * seeds / 60_000 for way in (ours, theirs)}
     said = f"{took[ours]:.0f} minutes of training, calculated, drawing not counted; by the paper's code {took[theirs]:.0f}"
     return [
         "| goal | measured | met |",

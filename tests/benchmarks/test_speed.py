@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import speed
 
+from tinyhall.core.metrics import TrajectoryVariance
+from tinyhall.core.sampling import reverse
+from tinyhall.core.schedule import Schedule
 from tinyhall.datasets import GaussianMixture
-from tinyhall.metrics import TrajectoryVariance
 from tinyhall.nets import MLP
-from tinyhall.sampling import reverse
-from tinyhall.schedule import Schedule
 
 
 def test_networks_side_by_side_train_as_each_would_alone() -> None:
@@ -72,7 +72,7 @@ def test_what_a_gpu_is_timed_with_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert speed._gpu_goals({row["what"]: row["ms"] for row in told["rows"]}) == []  # nothing was captured
     step = {"compiled, captured": 0.5, "the paper's code": 4.5}
     goals = speed._gpu_goals({f"training step, {dim}D, 40 points": step for dim in (1, 2)})
-    steps = 3 * (7 * 50_000 + 3 * 100_000)  # of the line's cards and of the plane's, three seeds
+    steps = 3 * (7 * 50_000 + 3 * 100_000)  # of the line's models and of the plane's, three seeds
     assert "| 9.0 to 9.0 | no |" in goals[2] and f"| {steps * 0.5 / 60_000:.0f} minutes of training" in goals[3]
     assert goals[3].endswith("| no |") and "the 10 models" in goals[3]
     for kind, *rest in asked:
@@ -91,7 +91,7 @@ def test_works_run_where_they_are_told() -> None:
 
 
 def test_the_plain_loop_samples_and_scores_the_same() -> None:
-    schedule, metric, k = Schedule.linear(steps=speed.STEPS), TrajectoryVariance(speed.WINDOW), speed.WINDOW[1]
+    schedule, metric, k = Schedule.linear(timesteps=speed.STEPS), TrajectoryVariance(speed.WINDOW), speed.WINDOW[1]
     net = GaussianMixture.grid().denoiser(schedule)  # exact, so that states stay of the size of data
     ours = list(reverse(net, schedule, (64, 2), generator=speed.generator()))
     *plain, (x, total, squares) = speed.plain_reverse(net, (2,), 64, speed.plain_scheduler(), speed.generator(), window=k)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from tinyhall.artifacts import write_json, write_tensors
-from tinyhall.experiments import describe_device, revision
-from tinyhall.mnist import MNIST, DigitOracle, train_classifier
+from tinyhall.data.mnist import MNIST, DigitOracle, train_classifier
+from tinyhall.lab.provenance import describe_device, revision
+from tinyhall.store.files import write_json, write_tensors
 
 HERE = Path(__file__).parent
 

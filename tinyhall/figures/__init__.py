@@ -1,0 +1,1 @@
+"""Plots, and figures that answer in a page without a kernel."""

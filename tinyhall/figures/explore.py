@@ -1,0 +1,366 @@
+"""Figures that answer: in a page without a kernel, and in a live notebook with the reader's own samples."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from ..core import _check
+from ..core._typing import Bool, Float, Int, Tensor
+from ..core.mixture import GaussianMixture
+from ..core.mlp import MLP
+from ..core.sampling import Sampler
+from ..core.schedule import Schedule
+from ..data.images import quantised
+from ..measure import stats
+from ..measure.filtering import Filter
+from .widgets import Explorer
+from .widgets import Rerun as Rerun
+
+
+def threshold(
+    scores: Float[Tensor, " n"],
+    bad: Bool[Tensor, " n"],
+    *,
+    images: Float[Tensor, "n channels size size"] | None = None,
+    label: str = "trajectory variance",
+    remove: float = 0.95,
+    thumbs: int = 60,
+) -> Explorer:
+    """A slider on the threshold of a score: what is removed and kept changes at once, in counts, on the ROC and in pictures.
+
+    Args:
+        scores: positive, drawn on a log axis.
+        bad: which samples are hallucinated.
+        images: of the samples, in -1..1; `thumbs` of them are shown, in the order of their scores.
+        label: the score's name.
+        remove: the share of the hallucinated that the first threshold removes.
+
+    Raises:
+        TinyhallError: lengths that differ, scores that are not positive and finite, samples of one class only, or a share
+            outside (0, 1].
+    """
+    stats.check_labelled(scores, bad, "bad")
+    if not bool(bad.any()) or bool(bad.all()):
+        raise _check.TinyhallError(f"bad: expected samples of both classes, got {int(bad.sum())} hallucinated of {len(bad)}")
+    _logarithmic(scores)
+    if images is not None and len(images) != len(scores):
+        raise _check.fail("images", images, f"{len(scores)} of them, one for each score")
+    # Three digits after the point of a logarithm, and few bytes. The first slider position counts with the rounded ones.
+    logs = [round(float(v), 3) for v in scores.cpu().log10()]
+    ranked = sorted(logs)
+    of_bad = [v for v, b in zip(logs, bad.tolist(), strict=True) if b]
+    first = Filter.calibrate(torch.tensor(logs, dtype=torch.float64), bad.cpu(), remove).threshold
+    data: dict[str, Any] = {
+        "scores": logs, "bad": [bool(b) for b in bad], "label": label, "start": ranked.index(first),
+        "thumbs": [], "sprite": "", "columns": 1, "cell": 1,
+    }  # fmt: skip
+    if images is not None:
+        # Evenly spaced over the ranks, so that the row of pictures is a row of scores.
+        order = sorted(range(len(logs)), key=logs.__getitem__)
+        shown = min(_check.positive_int("thumbs", thumbs), len(order))
+        rows = [order[round(i * (len(order) - 1) / max(shown - 1, 1))] for i in range(shown)]
+        data |= {"thumbs": rows, **sprite(images[rows])}
+    removed = sum(v >= first for v in of_bad)
+    kept = sum(v < first for v, b in zip(logs, bad.tolist(), strict=True) if not b)
+    good = len(logs) - len(of_bad)
+    still = (
+        f"A threshold on the {label} that removes {removed} of {len(of_bad)} hallucinated samples keeps {kept} of {good} in "
+        "support. With JavaScript, a slider moves it."
+    )
+    return Explorer("threshold", data, still)
+
+
+def ride(
+    t: Sequence[int],
+    x: Float[Tensor, "n k"],
+    x0_hat: Float[Tensor, "n k"],
+    bad: Bool[Tensor, " n"],
+    *,
+    grid: Float[Tensor, " m"],
+    exact: Float[Tensor, "k m"],
+    learned: Float[Tensor, "k m"],
+    modes: Sequence[float],
+) -> Explorer:
+    """Time by hand for points on a line: where the samples are, what is predicted for one of them, and what either denoiser
+    would predict anywhere. x0_hat and the predictions are cut to the range of `grid`.
+
+    Args:
+        t: the k moments, falling.
+        x, x0_hat: of n samples at those moments.
+        bad: which samples end as hallucinations.
+        grid: places of x at which `exact` and `learned` give the predicted x_0.
+        modes: of the data.
+
+    Raises:
+        TinyhallError: shapes that do not fit, or t that does not fall.
+    """
+    n, k, m = len(bad), len(t), len(grid)
+    _falling(t)
+    _shaped(("x", x, (n, k)), ("x0_hat", x0_hat, (n, k)), ("exact", exact, (k, m)), ("learned", learned, (k, m)))
+    low, high = float(grid.min()), float(grid.max())
+
+    def short(values: Tensor) -> Any:
+        return [[round(float(v), 2) for v in row] for row in values.clamp(low, high)]
+
+    data = {
+        "t": [int(v) for v in t], "x": short(x), "x0": short(x0_hat), "bad": [bool(b) for b in bad],
+        "grid": [round(float(v), 3) for v in grid], "exact": short(exact), "learned": short(learned),
+        "modes": [float(v) for v in modes], "low": low, "high": high,
+    }  # fmt: skip
+    still = (
+        f"{n} samples on their way from noise to data, {int(bad.sum())} of which end as hallucinations. With JavaScript, a "
+        "slider and a button move the time."
+    )
+    return Explorer("ride", data, still)
+
+
+def draw(
+    net: MLP,
+    schedule: Schedule,
+    samplers: Mapping[str, Sampler],
+    data: GaussianMixture,
+    *,
+    within: float = 5.0,
+    bins: int = 160,
+) -> Explorer:
+    """The network itself in the page: its reader draws samples on a line from it, by a sampler, a number and a seed of their
+    choice, and the histogram grows while they run. The weights are rounded to half precision.
+
+    Args:
+        net: over one dimension.
+        samplers: by the name that the reader chooses from.
+        data: its modes say what is hallucinated.
+        within: standard deviations around a mode that count as in support.
+
+    Raises:
+        TinyhallError: a network or a mixture of more dimensions, a mixture of one mode, or no sampler.
+    """
+    if not isinstance(net, MLP) or net.dim != 1:
+        raise _check.fail("net", net, "an MLP of one dimension")
+    if data.dim != 1 or len(data.means) < 2:
+        raise _check.fail("data", data.name, "a mixture of one dimension and at least two modes")
+    if not samplers:
+        raise _check.fail("samplers", samplers, "at least one")
+    weights = {name: value.detach().cpu().float() for name, value in net.state_dict().items()}
+    modes = [float(v) for v in data.means[:, 0]]
+    margin = 1.5 * data.nearest_spacing
+    figure = {
+        "net": {
+            "width": net.width, "blocks": net.blocks, "shared": net.shared,
+            "shapes": [[name, value.numel()] for name, value in weights.items()],
+            "packed": _packed(torch.cat([value.flatten() for value in weights.values()]).half()),
+        },
+        "samplers": [[name, _packed(torch.tensor(sampler(schedule)).float())] for name, sampler in samplers.items()],
+        "modes": modes, "std": data.std, "within": within, "bins": bins,
+        "low": min(modes) - margin, "high": max(modes) + margin,
+    }  # fmt: skip
+    still = (
+        f"A network of {sum(v.numel() for v in weights.values()):,} weights, which draws samples between "
+        f"{figure['low']:g} and {figure['high']:g}. With JavaScript, a button draws from it here, without a kernel."
+    )
+    return Explorer("draw", figure, still)
+
+
+def brush(
+    t: Sequence[int],
+    x: Float[Tensor, "n 2"],
+    x0_hat: Float[Tensor, "n k 2"],
+    scores: Float[Tensor, " n"],
+    data: GaussianMixture,
+    *,
+    within: float = 5.0,
+    label: str = "trajectory variance",
+) -> Explorer:
+    """Samples of the plane under a brush: the way that the predictions of them took, and their scores.
+
+    Args:
+        t: the k last moments, falling.
+        x: the samples.
+        x0_hat: predicted at those moments; cut to the range of the figure.
+        scores: positive.
+        data: its modes say what is hallucinated.
+        within: standard deviations around a mode that count as in support.
+
+    Raises:
+        TinyhallError: shapes that do not fit, t that does not fall, or scores that are not positive and finite.
+    """
+    n, k = len(x), len(t)
+    _falling(t)
+    _shaped(("x", x, (n, 2)), ("x0_hat", x0_hat, (n, k, 2)), ("scores", scores, (n,)))
+    _logarithmic(scores)
+    bad = ~data.in_support(x, within)
+    edge = round(float(data.means.abs().max()) * 1.25, 2)
+    start = x[bad][0] if bool(bad.any()) else x[0]
+    figure = {
+        "x": _levels(x, -edge, edge), "paths": _levels(x0_hat, -edge, edge), "t": [int(v) for v in t],
+        "bad": [bool(b) for b in bad], "scores": [round(float(v), 3) for v in scores.log10()], "label": label,
+        "modes": [[round(float(v), 4) for v in m] for m in data.means], "support": within * data.std,
+        "low": -edge, "high": edge, "start": [float(v) for v in start],
+    }  # fmt: skip
+    still = (
+        f"{n} samples in the plane, {int(bad.sum())} of which are hallucinated. With JavaScript, a brush shows the "
+        "trajectories of those under it."
+    )
+    return Explorer("brush", figure, still)
+
+
+def gallery(
+    images: Float[Tensor, "n channels size size"],
+    scores: Mapping[str, Float[Tensor, " n"]],
+    kind: Int[Tensor, " n"],
+    kinds: Sequence[str],
+) -> Explorer:
+    """Images sorted by the score of the reader's choice.
+
+    Args:
+        images: in -1..1.
+        scores: by name; the highest comes first.
+        kind: of each image, an index of `kinds`, whose first is in support.
+
+    Raises:
+        TinyhallError: lengths that differ, no score, one that is not finite, or a kind without a name.
+    """
+    n = len(images)
+    _shaped(*((name, value, (n,)) for name, value in {"kind": kind, **scores}.items()))
+    if not scores:
+        raise _check.fail("scores", scores, "at least one")
+    for name, value in scores.items():
+        if odd := int((~torch.isfinite(value)).sum()):
+            raise _check.TinyhallError(f"scores: expected finite values, got {odd} of {name} that are not")
+    if int(kind.min()) < 0 or int(kind.max()) >= len(kinds):
+        raise _check.fail("kind", kind, f"indices of the {len(kinds)} kinds")
+    data = {
+        "scores": [[name, [float(f"{float(v):.4g}") for v in value]] for name, value in scores.items()],
+        "kind": [int(k) for k in kind], "kinds": list(kinds), **sprite(images),
+    }  # fmt: skip
+    still = (
+        f"{n} images, {int((kind > 0).sum())} of which are hallucinated. With JavaScript, they are sorted by "
+        f"{' or '.join(scores)}, and shown by kind."
+    )
+    return Explorer("gallery", data, still)
+
+
+def generations(
+    images: Mapping[str, Float[Tensor, "generations n channels size size"]],
+    bad: Mapping[str, Bool[Tensor, "generations n"]],
+    figures: Mapping[str, Sequence[Mapping[str, str]]],
+) -> Explorer:
+    """What each generation drew, in every arm of a recursion: a slider and a button go from one to the next.
+
+    Args:
+        images: by arm, in -1..1, as many in each.
+        bad: by arm, which of them are hallucinated.
+        figures: by arm and generation, what was measured and is shown beside.
+
+    Raises:
+        TinyhallError: arms or generations that differ.
+    """
+    shapes = {tuple(x.shape) for x in images.values()}
+    if len(shapes) != 1 or not list(images) == list(bad) == list(figures):
+        raise _check.TinyhallError(f"images: expected one shape, and the arms of bad and figures, got {sorted(shapes)}")
+    total, each = next(iter(shapes))[:2]
+    for arm in images:
+        if tuple(bad[arm].shape) != (total, each):
+            raise _check.fail("bad", bad[arm], f"shape ({total}, {each})")
+        if len(figures[arm]) != total:
+            raise _check.TinyhallError(f"figures: expected {total} generations, got {len(figures[arm])}")
+    data = {
+        "arms": list(images), "bad": [bool(b) for arm in images for b in bad[arm].flatten()], "total": total, "each": each,
+        "figures": [", ".join(f"{name} {value}" for name, value in row.items()) for arm in images for row in figures[arm]],
+        **sprite(torch.cat([x.flatten(0, 1) for x in images.values()]), columns=each),
+    }  # fmt: skip
+    still = f"Images of {total} generations in {len(images)} arms. With JavaScript, a slider goes from one to the next."
+    return Explorer("generations", data, still)
+
+
+def story(
+    forward: Float[Tensor, "j n 2"],
+    backward: Float[Tensor, "k n 2"],
+    bad: Bool[Tensor, " n"],
+    removed: Bool[Tensor, " n"],
+    captions: Sequence[str],
+) -> Explorer:
+    """The whole story in a moving picture of the plane, with a sentence for each of its five scenes: the data, noise added, the
+    way back, what was hallucinated, what a filter removes. It plays once, unless the reader has asked for stillness.
+
+    Args:
+        forward: the data on its way to noise, j pictures of n points.
+        backward: samples on their way from noise.
+        bad: which samples end as hallucinations.
+        removed: which a filter takes out.
+        captions: five sentences.
+
+    Raises:
+        TinyhallError: shapes that do not fit, or another number of captions.
+    """
+    n = len(bad)
+    for name, value in (("forward", forward), ("backward", backward)):
+        if value.ndim != 3 or tuple(value.shape[1:]) != (n, 2) or len(value) < 2:
+            raise _check.fail(name, value, f"shape (at least 2, {n}, 2)")
+    _shaped(("removed", removed, (n,)))
+    if len(captions) != 5:
+        raise _check.fail("captions", list(captions), "5 sentences")
+    hold = 22  # pictures for a sentence to be read in while nothing moves
+    frames = torch.cat([forward[:1].expand(hold, n, 2), forward, backward, backward[-1:].expand(2 * hold, n, 2)])
+    scenes = [0] * hold + [1] * len(forward) + [2] * len(backward) + [3] * hold + [4] * hold
+    edge = 3.0
+    data = {
+        "frames": _levels(frames, -edge, edge), "n": n, "scenes": scenes, "captions": list(captions),
+        "bad": [bool(b) for b in bad], "removed": [bool(r) for r in removed], "low": -edge, "high": edge,
+    }  # fmt: skip
+    return Explorer("story", data, " ".join(captions))
+
+
+def _falling(t: Sequence[int]) -> None:
+    if len(t) < 2 or any(a <= b for a, b in pairwise(t)):
+        raise _check.fail("t", list(t), "at least two falling moments")
+
+
+def _logarithmic(scores: Tensor) -> None:
+    """Refuses scores that have no place on a log axis."""
+    odd = scores[~(scores > 0) | ~torch.isfinite(scores)]
+    if len(odd):
+        raise _check.TinyhallError(f"scores: expected finite values above 0, got {float(odd[0])}")
+
+
+def _shaped(*expected: tuple[str, Tensor, tuple[int, ...]]) -> None:
+    for name, value, shape in expected:
+        if tuple(value.shape) != shape:
+            raise _check.fail(name, value, f"shape {shape}")
+
+
+def _packed(values: Tensor) -> str:
+    """The numbers as they lie in memory, in base64."""
+    return base64.b64encode(values.contiguous().numpy().tobytes()).decode()
+
+
+def _levels(values: Tensor, low: float, high: float) -> dict[str, Any]:
+    """Numbers cut to [low, high] in 16 bits each."""
+    level = ((values.double().clamp(low, high) - low) / (high - low) * 65_535).round()
+    return {"packed": base64.b64encode(level.numpy().astype("<u2").tobytes()).decode(), "low": low, "high": high}
+
+
+def sprite(images: Float[Tensor, "n channels size size"], columns: int = 12) -> dict[str, Any]:
+    """Images on one sheet, in a data URL under `sprite`, with its number of `columns` and the size of a `cell`.
+
+    Grey ones come as PNG, coloured ones, whose noise PNG cannot make smaller, as JPEG."""
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    scale = max(48 // width, 1)  # small images are drawn larger; the browser keeps the pixels' edges
+    rows = -(-n // columns)
+    sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    sheet[:n] = quantised(images)
+    sheet = sheet.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    sheet = sheet.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    out, kind = io.BytesIO(), "png" if channels == 1 else "jpeg"
+    picture = Image.fromarray(sheet.numpy()[..., 0] if channels == 1 else sheet.numpy())
+    picture.save(out, kind, optimize=True, **({} if channels == 1 else {"quality": 85}))
+    url = f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
+    return {"sprite": url, "columns": columns, "cell": width * scale}

@@ -1,0 +1,1 @@
+"""The book's experiments: their settings, how each is run, what it leaves behind, and the bench."""

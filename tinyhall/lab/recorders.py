@@ -1,0 +1,105 @@
+"""What else watches the steps of a sampler: many windows at once, predictions on the way, states at some t."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+import torch
+
+from ..core import _check
+from ..core._typing import Float, Tensor
+from ..core.metrics import Moments, Step, spelled, visited_twice
+from ..core.schedule import Schedule
+
+
+class WindowSweep:
+    """Trajectory variances over many windows in one pass. Sums are kept of the stretches between their ends, and any window is
+    some of these put together: k ends cost one update a step, and k - 1 pairs of states.
+
+    Args:
+        windows: (a, b), a <= t < b, each.
+    """
+
+    name = "windows"
+
+    def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
+        self.windows = [_check.window(window) for window in windows]
+        self._ends = sorted({end for window in self.windows for end in window})
+        self.reset()
+
+    def check(self, schedule: Schedule, times: Sequence[int]) -> None:
+        for window in self.windows:
+            visited_twice(window, schedule, times)
+
+    def reset(self) -> None:
+        self._stretches = {pair: Moments() for pair in pairwise(self._ends)}
+
+    def update(self, step: Step) -> None:
+        for (a, b), seen in self._stretches.items():
+            if a <= step.t < b:
+                seen.add(step.x0_hat)
+
+    def variance(self, window: tuple[int, int]) -> Float[Tensor, "n *shape"]:
+        """Of each dimension, float64. Raises TinyhallError for a window between other ends, or with fewer than two steps."""
+        if not set(window) <= set(self._ends):
+            raise _check.fail("window", window, f"two of the ends {self._ends}")
+        whole = Moments()
+        for (a, b), seen in self._stretches.items():
+            if window[0] <= a and b <= window[1]:
+                whole.join(seen)
+        return whole.variance(f"with t in {spelled(window)}")
+
+    def score(self) -> Float[Tensor, "n windows"]:
+        return torch.stack([self.variance(window).flatten(1).mean(1).float() for window in self.windows], 1)
+
+
+class _Recorder:
+    """A metric that does not score, and is read when the samples are there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reset()
+
+    def check(self, schedule: Schedule, times: Sequence[int]) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def score(self) -> Tensor:
+        raise _check.TinyhallError(f"{self.name}: expected a metric that scores, got a record")
+
+
+class Trace(_Recorder):
+    """x0_hat at some values of t, on the device where they were predicted: `of` gives those of some samples."""
+
+    def __init__(self, times: Collection[int]) -> None:
+        self.times = frozenset(times)
+        super().__init__("trace")
+
+    def reset(self) -> None:
+        self.x0_hat: list[Tensor] = []
+
+    def update(self, step: Step) -> None:
+        if step.t in self.times:
+            self.x0_hat.append(step.x0_hat)
+
+    def of(self, rows: Tensor) -> Float[Tensor, "m times *shape"]:
+        """Of the samples of those rows, t falling, on the processor."""
+        return torch.stack([x0_hat[rows.to(x0_hat.device)].cpu() for x0_hat in self.x0_hat], 1)
+
+
+class StatesAt(_Recorder):
+    """The states in which the network was asked at some values of t, in `states` by t; not the first, which no step made."""
+
+    def __init__(self, times: Collection[int]) -> None:
+        self.times = frozenset(times)
+        super().__init__("states")
+
+    def reset(self) -> None:
+        self.states: dict[int, Tensor] = {}
+        self._before: Tensor | None = None
+
+    def update(self, step: Step) -> None:
+        if self._before is not None and step.t in self.times:
+            self.states[step.t] = self._before
+        self._before = step.x

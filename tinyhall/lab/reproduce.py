@@ -1,0 +1,57 @@
+"""An experiment, run from end to end: train, draw, judge, score, and keep what a chapter needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..core import _check
+from ..core import device as _device
+from ..store.files import once, write_json
+from . import experiments
+from .artifact import Artifact, load
+from .experiment import Experiment, Lab, folder
+from .provenance import describe_device, revision
+
+
+def reproduce(
+    experiment: Experiment,
+    seed: int = 0,
+    *,
+    root: str | Path = "artifacts",
+    runs: str | Path = "runs",
+    device: str | None = None,
+    samplers: Sequence[str] | None = None,
+    keep: int | tuple[int, int] = 2_000,
+    progress: bool = True,
+) -> Artifact:
+    """Trains, draws with each sampler, judges, scores, writes the artifact. A second call resumes an unfinished training.
+
+    A recursion is run arm by arm instead; `samplers` is not for it. Of models of images, `keep` is how many an artifact keeps
+    verdicts, scores and pictures of, with traces of a few; two numbers are how many of each, and no traces. What `metrics`
+    says rests on all that were drawn.
+
+    Raises:
+        TinyhallError: an experiment that is not, field by field, the one of its name and scale, whose artifact this would
+            replace; a sampler that is none of its own; or what training and drawing raise.
+    """
+    if experiment != experiments.get(experiment.name, experiment.scale):
+        raise _check.fail(
+            "experiment", experiment, f"{experiment.name} at {experiment.scale} scale as `tinyhall.experiments` has it"
+        )
+    known = experiment.samplers()
+    names = list(known) if samplers is None else samplers
+    for name in names:
+        if name not in known:
+            raise _check.fail("samplers", name, f"some of {', '.join(known)}")
+    lab = Lab(seed, Path(root), Path(runs), _device.pick(device), progress)
+    spent = experiment.make(lab, names, keep if isinstance(keep, tuple) else (keep, None))
+    info = {
+        "card": asdict(experiment), "hash": experiment.hash, "seed": seed, "device": describe_device(lab.device),
+        "revision": revision(), "torch": torch.__version__,
+    } | spent  # fmt: skip
+    once(write_json, folder(root, experiment, seed) / "card.json", info)  # last: without it there is no artifact
+    return load(experiment.name, experiment.scale, seed, root)

@@ -1,0 +1,1 @@
+"""How good, how rare, how sure: intervals, filters, distances, densities, and scores of finished samples."""
