@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 try:
     import tyro
@@ -110,21 +110,25 @@ def sample(common: Shared, options: Annotated[Sample, tyro.conf.arg(name="")]) -
 
 
 @app.command
-def reproduce(common: Shared, root: Path = ARTIFACTS) -> None:
-    """Train, draw, judge, score: write the artifact that the book loads."""
+def reproduce(common: Shared, root: Path = ARTIFACTS, redraw: bool = False) -> None:
+    """Train, draw, judge, score: write the artifact that the book loads; or draw again from the network that is there."""
     from .core import device
-    from .lab.reproduce import reproduce as make
+    from .lab import reproduce as lab_
     from .measure import stats
 
     experiment, lab = common.open(root)
-    made = make(experiment, lab.seed, root=root, runs=lab.runs, device=common.device, progress=lab.progress)
+    options: dict[str, Any] = {"root": root, "device": common.device, "progress": lab.progress}
+    if redraw:
+        made = lab_.redraw(experiment.name, experiment.scale, lab.seed, **options)
+    else:
+        made = lab_.reproduce(experiment, lab.seed, runs=lab.runs, **options)
     if device.rank():
         return
     # A recursion has a history for each arm, the others one entry for each sampler.
     last = {arm: history[-1] for arm, history in made.metrics["arms"].items()} if "arms" in made.metrics else made.metrics
     for name in [k for k, v in last.items() if isinstance(v, dict) and "fraction" in v]:
         fraction = last[name]["fraction"]
-        print(f"{name}: {stats.Estimate(*fraction.get('5', fraction.get('any'))):.2e} hallucinated")
+        print(f"{name}: {stats.Estimate(*fraction.get('6', fraction.get('any'))):.2e} hallucinated")
     print(f"{made.measured}; in {made.folder}")
 
 

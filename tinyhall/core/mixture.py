@@ -108,12 +108,12 @@ class GaussianMixture:
         mode = torch.arange(n, device=generator.device) % len(self.means)
         return self.means.to(noise)[mode] + self.std * noise
 
-    def in_support(self, x: Float[Tensor, "n dim"], width: float = 5.0) -> Bool[Tensor, " n"]:
-        """Within `width` std of some mode. The paper gives no rule; 5 std loses 6e-7 of true 1D data and 4e-6 of 2D."""
+    def in_support(self, x: Float[Tensor, "n dim"], width: float = 6.0) -> Bool[Tensor, " n"]:
+        """Within `width` std of some mode: 6 is the paper's number (section 5.2). It loses 2e-9 of true 1D data, 2e-8 of 2D."""
         _check.positive("width", width)
         return self.nearest(x)[1] <= width
 
-    def judge(self, x: Float[Tensor, "n dim"], width: float = 5.0) -> Judgement:
+    def judge(self, x: Float[Tensor, "n dim"], width: float = 6.0) -> Judgement:
         """Where each point lies: in support; *interpolated*, out of it yet within `width` std of a segment that joins two
         modes (the rule of arXiv 2605.06831); or elsewhere.
 

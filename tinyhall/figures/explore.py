@@ -126,7 +126,7 @@ def draw(
     samplers: Mapping[str, Sampler],
     data: GaussianMixture,
     *,
-    within: float = 5.0,
+    within: float = 6.0,
     bins: int = 160,
 ) -> Explorer:
     """The network itself in the page: its reader draws samples on a line from it, by a sampler, a number and a seed of their
@@ -174,7 +174,7 @@ def brush(
     scores: Float[Tensor, " n"],
     data: GaussianMixture,
     *,
-    within: float = 5.0,
+    within: float = 6.0,
     label: str = "trajectory variance",
 ) -> Explorer:
     """Samples of the plane under a brush: the way that the predictions of them took, and their scores.

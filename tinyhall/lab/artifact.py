@@ -57,7 +57,7 @@ class Artifact:
             )
         return tensors
 
-    def fraction(self, sampler: str, width: str = "5") -> stats.Estimate:
+    def fraction(self, sampler: str, width: str = "6") -> stats.Estimate:
         """The fraction of a sampler's draw that lies beyond `width` std of every mode; of images, of the kind `width`.
 
         Raises:

@@ -17,12 +17,16 @@ from ..core.mixture import GaussianMixture, Judgement
 from ..core.sampling import SampleConfig, chunks, coefficients
 from ..core.schedule import Schedule
 from ..data.images import Images, local_maximum, quantised
-from ..measure.filtering import Filter
+from ..measure.filtering import detection
 from ..measure.stats import fraction_by_kind
 from .recorders import Trace, WindowSweep
 from .summary import WIDTHS, of_points
 
-WINDOWS = ((0, 2), (0, 3), (0, 5), (0, 10), (0, 20), (0, 50), (0, 100), (0, 200), (10, 20), (20, 60), (60, 100), (100, 200))
+# Of points: the paper's last 15 steps in 1D, its 8 (or 9, if t = 8 is in) and 20 in 2D, its code's 10, and others.
+WINDOWS = (
+    *((0, end) for end in (2, 3, 5, 8, 9, 10, 15, 20, 50, 100, 200)),
+    *((10, 20), (20, 60), (60, 100), (100, 200)),
+)
 TRACE = 60  # last values of t for which an artifact keeps x0_hat of points
 EDGES = (0, 10, 20, 50, 100, 200, 300, 400, 500, 600, 700, 850, 1000)  # windows of images run from one to another
 TRACED = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900)  # t for which an artifact keeps x0_hat of images
@@ -39,20 +43,13 @@ def visited(windows: Sequence[tuple[int, int]], times: Sequence[int]) -> list[tu
     return [(a, b) for a, b in windows if sum(a <= t < b for t in times) >= 2]
 
 
-def halves(bad: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The first half of the samples, which sets a threshold, and the second, on which it is read: samples are independent. None
-    where either holds fewer than ten of a kind, which would say nothing."""
-    half = torch.arange(len(bad)) < len(bad) // 2
-    if min(int(part.sum()) for part in (bad[half], bad[~half], ~bad[half], ~bad[~half])) < 10:
+def detected(score: Tensor, bad: Tensor, remove: float) -> dict[str, Any] | None:
+    """A detection as JSON, of all that are hallucinated and the first half a million others, beyond which nothing gets surer;
+    None where there are fewer than twenty of a kind, which would say nothing."""
+    if min(int(bad.sum()), int((~bad).sum())) < 20:
         return None
-    return half, ~half
-
-
-def _detected(score: Tensor, bad: Tensor) -> dict[str, Any] | None:
-    if (parts := halves(bad)) is None:
-        return None
-    first, second = parts
-    return Filter.calibrate(score[first], bad[first]).report(score[second], bad[second])._asdict()
+    rows = bad | ((~bad).cumsum(0) <= 500_000)
+    return detection(score[rows], bad[rows], remove)._asdict()
 
 
 @dataclass
@@ -91,11 +88,12 @@ class PointDraw:
         rows, traces = (torch.cat(pair) for pair in zip(bad_traces, good_traces, strict=True))
         return cls(mixture, n, x, Judgement(*told), scores, windows, rows, traces)
 
-    def report(self) -> dict[str, Any]:
-        """Figures as JSON: fractions at each width, where hallucinations lie, mode widths, and what each window detects."""
+    def report(self, remove: float) -> dict[str, Any]:
+        """Figures as JSON: fractions at each width, where hallucinations lie, mode widths, and what each window detects at the
+        share that is to be removed."""
         out = of_points(self.mixture, self.x, self.verdict) | {"windows": {}}
         for window, score in zip(self.windows, self.scores.T, strict=True):
-            found = {f"{w:g}": _detected(score, self.verdict.distance > w) for w in WIDTHS}
+            found = {f"{w:g}": detected(score, self.verdict.distance > w, remove) for w in WIDTHS}
             out["windows"][spelled(window)] = {rule: entry for rule, entry in found.items() if entry}
         return out
 
@@ -171,11 +169,13 @@ class ImageDraw:
         verdicts = dict(zip(parts[0][-1], told, strict=True))  # this process may have drawn none itself
         return cls(data.kinds, x, verdicts, windows, mean, local, rows, torch.tensor(trace_t), traces)
 
-    def report(self) -> dict[str, Any]:
-        """Figures as JSON: fractions by kind, and what each window detects, calibrated on one half and read on the other."""
+    def report(self, remove: float) -> dict[str, Any]:
+        """Figures as JSON: fractions by kind, and what each window detects at the share that is to be removed."""
         kind, windows = self.verdict["kind"], {}
         for i, window in enumerate(self.windows):
-            found = {name: _detected(scores[:, i], kind != 0) for name, scores in (("mean", self.mean), ("local", self.local))}
+            found = {
+                name: detected(scores[:, i], kind != 0, remove) for name, scores in (("mean", self.mean), ("local", self.local))
+            }
             if any(found.values()):
                 windows[spelled(window)] = found
         return {"n": len(kind), "fraction": fraction_by_kind(kind, self.kinds), "windows": windows}

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 
 from ..core import _check
-from ..core._typing import Float, Int, Tensor
+from ..core._typing import Float, Int, Net, Tensor
 from ..core.metrics import Metric, TrajectoryVariance
 from ..core.mlp import MLP
 from ..core.noise import stream
@@ -140,6 +140,11 @@ class Experiment(ABC):
         return None
 
     @property
+    def removes(self) -> float:
+        """The share of the hallucinated that the paper removes here; what that costs is what a detection is judged by."""
+        return 0.95
+
+    @property
     def drawing_hash(self) -> str:
         """Of what decides the samples, and not how many there are: the weights, and the sampler's steps."""
         return self.training_hash + ("" if self.sample_steps is None else f"-{self.sample_steps}")
@@ -217,6 +222,10 @@ class Experiment(ABC):
     def make(self, lab: Lab, samplers: Sequence[str], keep: tuple[int, int | None]) -> dict[str, Any]:
         """Trains, draws with those samplers, judges and scores: writes weights, samples and `metrics.json`. Returns what was
         spent. `keep` is how many samples of images are kept, and how many of them as pictures (None for all of these)."""
+
+    def drawn(self, lab: Lab, net: Net, samplers: Sequence[str], keep: tuple[int, int | None]) -> dict[str, Any]:
+        """The second half of `make`, of a network that is there: draws, writes samples, returns the figures by sampler."""
+        raise _check.fail("experiment", self.name, "one of a single model")
 
 
 def spent(run: Run, began: float) -> dict[str, Any]:

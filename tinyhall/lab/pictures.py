@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..core import _check
+from ..core._typing import Net
 from ..core.noise import stream
 from ..core.sampling import Sampler, ddim, ddpm, sample
 from ..core.unet import UNet
@@ -107,23 +108,28 @@ class ImageExperiment(Experiment):
                 once(write_json, kept, {"step": run.step, "fraction": fractions})
             metrics["by_step"].append(read_json(kept))
         metrics["losses"] = run.losses
-        began, known = time.perf_counter(), {"card": self.hash}
+        began = time.perf_counter()
         weights = {k: v.half() for k, v in net.eval().state_dict().items()}
-        once(write_tensors, out / "model.safetensors", weights, known)
+        once(write_tensors, out / "model.safetensors", weights, {"card": self.hash})
         load_weights(net, out / "model.safetensors")  # what is drawn is drawn by the weights that are kept
+        once(write_json, out / "metrics.json", metrics | self.drawn(lab, net, samplers, keep))
+        return spent(run, began)
+
+    def drawn(self, lab: Lab, net: Net, samplers: Sequence[str], keep: tuple[int, int | None]) -> dict[str, Any]:
+        data, schedule, out, metrics = self.data(), self.schedule(), folder(lab.root, self, lab.seed), dict[str, Any]()
         for name in samplers:
             small = name == "small"
             generator, config = lab.stream("samples"), lab.sampling(self.samplers()[name])
             count = self.samples if small else max(self.samples // 8, 1)
             draw = ImageDraw.make(net, data, schedule, count, generator=generator, config=config)
-            metrics[name] = draw.report()
+            metrics[name] = draw.report(self.removes)
             tensors = draw.tensors(keep[0] if small else 0, keep[1])
             if small:
                 error = denoising_error(net, schedule, draw.x[: keep[0]], DENOISED, generator=lab.stream("denoising"))
                 tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
-            once(write_tensors, out / f"samples-{name}.safetensors", tensors, known | {"sampler": name})
-        once(write_json, out / "metrics.json", metrics)
-        return spent(run, began)
+            known = {"card": self.hash, "sampler": name}
+            once(write_tensors, out / f"samples-{name}.safetensors", tensors, known)
+        return metrics
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,11 +43,7 @@ def reproduce(
         raise _check.fail(
             "experiment", experiment, f"{experiment.name} at {experiment.scale} scale as `tinyhall.experiments` has it"
         )
-    known = experiment.samplers()
-    names = list(known) if samplers is None else samplers
-    for name in names:
-        if name not in known:
-            raise _check.fail("samplers", name, f"some of {', '.join(known)}")
+    names = _known(experiment, samplers)
     lab = Lab(seed, Path(root), Path(runs), _device.pick(device), progress)
     spent = experiment.make(lab, names, keep if isinstance(keep, tuple) else (keep, None))
     info = {
@@ -55,3 +52,34 @@ def reproduce(
     } | spent  # fmt: skip
     once(write_json, folder(root, experiment, seed) / "card.json", info)  # last: without it there is no artifact
     return load(experiment.name, experiment.scale, seed, root)
+
+
+def redraw(
+    name: str, scale: str, seed: int = 0, *, root: str | Path = "artifacts", device: str | None = None,
+    samplers: Sequence[str] | None = None, progress: bool = True,
+) -> Artifact:  # fmt: skip
+    """Draws again from the network of an artifact, judges and scores: nothing is trained, and what was measured by other
+    samplers stays.
+
+    Raises:
+        TinyhallError: no artifact, a recursion, or a sampler that is none of the experiment's.
+    """
+    made = load(name, scale, seed, root)
+    experiment, lab = made.experiment, Lab(seed, Path(root), Path("runs"), _device.pick(device), progress)
+    names = _known(experiment, samplers)
+    began = time.perf_counter()
+    drawn = experiment.drawn(lab, made.net.to(lab.device), names, (2_000, None))
+    metrics = made.metrics | {name: made.metrics.get(name, {}) | told for name, told in drawn.items()}
+    info = made.info | {"drawn": {"device": describe_device(lab.device), "revision": revision(), "torch": torch.__version__}}
+    info["sample_seconds"] = round(time.perf_counter() - began, 1)
+    once(write_json, made.folder / "metrics.json", metrics)
+    once(write_json, made.folder / "card.json", info)
+    return load(name, scale, seed, root)
+
+
+def _known(experiment: Experiment, samplers: Sequence[str] | None) -> Sequence[str]:
+    known = experiment.samplers()
+    for name in samplers or ():
+        if name not in known:
+            raise _check.fail("samplers", name, f"some of {', '.join(known)}")
+    return list(known) if samplers is None else samplers

@@ -107,7 +107,7 @@ def refit(mixture: GaussianMixture, x: Tensor) -> GaussianMixture:
 def generation_summary(m: dict[str, Any]) -> dict[str, float]:
     """One generation's figures, a number each; NaN for what was not measured.
 
-    Of points: fractions beyond 5 and 8 std, of those handed on, the score's AUROC, how many modes hold a tenth of their share
+    Of points: fractions beyond 6 and 8 std, of those handed on, the score's AUROC, how many modes hold a tenth of their share
     or more, the total variation of the shares from equal ones, the modes' width over the true one, and the sliced Wasserstein
     distance to true data in std. Of images: the fraction of each kind, of those handed on, the AUROC, the total variation of
     the shares of the seven sets of shapes, or ten digits, from equal ones, and the share of images that are not repeated. Of
@@ -128,7 +128,7 @@ def generation_summary(m: dict[str, Any]) -> dict[str, float]:
         return kinds | shared | {"imbalance": uneven, "distinct": m["distinct"] / m["n"]} | rest
     widths = [w for w in m["std_ratio"] if w is not None]
     return {
-        "hallucinated": m["fraction"]["5"][0],
+        "hallucinated": m["fraction"]["6"][0],
         "beyond 8 std": m["fraction"]["8"][0],
         **shared,
         "modes alive": float((share >= 0.1 / len(share)).sum()),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..core import _check
@@ -62,6 +63,42 @@ class Filter:
         return Report(stats.fraction(removed, bad), stats.fraction(kept, good), area)
 
 
+class Detection(NamedTuple):
+    """What a threshold that removes a given share of the hallucinated samples costs."""
+
+    kept: Estimate  # of the others, held out: by a threshold set on one half and read on the other, both ways
+    removed: Estimate  # of the hallucinated, held out
+    kept_same: Estimate  # of the others, by the threshold set on the very samples, as the paper seems to have it
+    auroc: Estimate
+
+
+def detection(
+    scores: Float[Tensor, " n"], hallucinated: Bool[Tensor, " n"], remove: float = 0.95, *, repeats: int = 200, seed: int = 0
+) -> Detection:
+    """How well a score tells hallucinated samples from the others, at the share of them that is to be removed.
+
+    Halves are the even and the odd places, so that samples must lie in no order. The intervals of what is kept are of `repeats`
+    bootstrap draws of both kinds: they hold the chance of the threshold, too.
+
+    Raises:
+        TinyhallError: lengths that differ, a score that is NaN, a share outside (0, 1], or fewer than two samples of a kind.
+    """
+    stats.check_labelled(scores, hallucinated, "hallucinated", both=True)
+    _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
+    kinds = [scores.detach().cpu().double()[kind] for kind in (hallucinated.cpu(), ~hallucinated.cpu())]
+    if min(len(kind) for kind in kinds) < 2:
+        raise _check.TinyhallError(f"hallucinated: expected two samples of each kind, got {len(kinds[0])} and {len(kinds[1])}")
+    (bad0, bad1), (good0, good1) = ((kind[::2], kind[1::2]) for kind in kinds)
+    rules = [Filter.calibrate(bad, torch.ones_like(bad, dtype=torch.bool), remove) for bad in (bad1, bad0)]
+    out = sum(int((~rule.keep(bad)).sum()) for rule, bad in zip(rules, (bad0, bad1), strict=True))
+    one, two = (_kept(bad, good, remove, repeats, seed) for bad, good in ((bad1, good0), (bad0, good1)))
+    kept, tried = 0.5 * (one[0] + two[0]), 0.5 * (one[1] + two[1])
+    return Detection(
+        _estimate(kept, tried, len(scores)), stats.fraction(out, len(kinds[0])),
+        tnr_at_tpr(scores, hallucinated, remove, repeats, seed), stats.auroc(scores, hallucinated),
+    )  # fmt: skip
+
+
 def tnr_at_tpr(
     scores: Float[Tensor, " n"], hallucinated: Bool[Tensor, " n"], remove: float = 0.95, repeats: int = 200, seed: int = 0
 ) -> Estimate:
@@ -74,16 +111,31 @@ def tnr_at_tpr(
     Raises:
         TinyhallError: lengths that differ, a share outside (0, 1], or samples of one kind only.
     """
-    rule = Filter.calibrate(scores, hallucinated, remove)
-    bad, good = scores[hallucinated], scores[~hallucinated]
-    if not len(good):
-        raise _check.TinyhallError("hallucinated: expected some that are not, got none")
-    generator, shares = torch.Generator().manual_seed(seed), []
-    for _ in range(_check.positive_int("repeats", repeats)):
-        b, g = (kind[torch.randint(len(kind), (len(kind),), generator=generator)] for kind in (bad, good))
-        shares.append(float(Filter.calibrate(b, torch.ones_like(b, dtype=torch.bool), remove).keep(g).float().mean()))
-    low, high = torch.tensor(shares).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Estimate(float(rule.keep(good).float().mean()), low, high, len(scores))
+    stats.check_labelled(scores, hallucinated, "hallucinated", both=True)
+    bad, good = (scores.detach().cpu().double()[kind] for kind in (hallucinated.cpu(), ~hallucinated.cpu()))
+    return _estimate(*_kept(bad, good, remove, _check.positive_int("repeats", repeats), seed), len(scores))
+
+
+def _kept(bad: Tensor, good: Tensor, remove: float, repeats: int, seed: int) -> tuple[float, Tensor]:
+    """The share of good kept by the threshold that bad sets, and the same in bootstrap draws of both."""
+    chance, good = np.random.default_rng(seed), good.sort().values
+    every = torch.ones_like(bad, dtype=torch.bool)
+
+    def below(threshold: float) -> float:
+        return int(torch.searchsorted(good, threshold)) / len(good)
+
+    shares = []
+    for _ in range(repeats):
+        again = bad[torch.from_numpy(chance.integers(len(bad), size=len(bad)))]
+        # As many draws of good as there are, counted below a threshold, are binomial.
+        share = below(Filter.calibrate(again, every, remove).threshold)
+        shares.append(chance.binomial(len(good), share) / len(good))
+    return below(Filter.calibrate(bad, every, remove).threshold), torch.tensor(shares, dtype=torch.float64)
+
+
+def _estimate(value: float, tried: Tensor, n: int) -> Estimate:
+    low, high = tried.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(value, min(low, value), max(high, value), n)
 
 
 def split(n: int, generator: torch.Generator, share: float = 0.5) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"]]:
