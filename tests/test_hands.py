@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from common import one_line, run_python, seeded
 from PIL import Image, ImageDraw
 
 from tinyhall.core._check import TinyhallError
-from tinyhall.data.fingers import DETACHED, IN_SUPPORT, KINDS, MERGED, UNCLEAR, WRONG_COUNT, finger_tips
+from tinyhall.data.fingers import DETACHED, IN_SUPPORT, KINDS, MERGED, UNCLEAR, WRONG_COUNT, HandJudgement, finger_tips
 from tinyhall.data.hands import HandPhotos, Hands
 from tinyhall.data.images import quantised, restored
 from tinyhall.lab import experiments, pictures
@@ -149,6 +152,38 @@ def test_names() -> None:
     assert HANDS.kinds == KINDS
 
 
+@pytest.mark.parametrize(
+    ("kinds", "countable", "miscounted"),
+    [
+        ([IN_SUPPORT] * 6 + [WRONG_COUNT] * 2 + [MERGED, DETACHED], (0.8, 10), (0.25, 8)),
+        ([IN_SUPPORT, UNCLEAR], (0.5, 2), (0.0, 1)),
+        ([WRONG_COUNT], (1.0, 1), (1.0, 1)),
+        ([UNCLEAR, MERGED, DETACHED], (0.0, 3), None),
+    ],
+)
+def test_first_whether_it_can_be_counted_then_whether_it_is_miscounted(
+    kinds: list[int], countable: tuple[float, int], miscounted: tuple[float, int] | None
+) -> None:
+    rates = HandJudgement(torch.tensor(kinds), torch.full((len(kinds),), 4)).counting_rates()
+    assert (rates.countable.value, rates.countable.n) == countable
+    assert rates.countable.low <= rates.countable.value <= rates.countable.high
+    assert (rates.miscounted and (rates.miscounted.value, rates.miscounted.n)) == miscounted
+
+
+def test_of_no_images_there_are_no_rates() -> None:
+    with pytest.raises(TinyhallError) as caught:
+        HandJudgement(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)).counting_rates()
+    one_line(caught.value, "kind", "at least one image")
+
+
+def test_hands_with_six_fingers_are_countable(five: torch.Tensor) -> None:
+    blank = torch.full((5, 3, 64, 64), 0.9)
+    rates = HANDS.judge(torch.cat([five[:15], HANDS.sample(5, seeded(6), fingers=6), blank])).counting_rates()
+    assert rates.countable.value == 20 / 25
+    assert rates.miscounted is not None
+    assert rates.miscounted.value == 5 / 20
+
+
 def photographs(folder: Path, n: int = 8) -> torch.Tensor:
     """11k Hands as its users have it, with drawings in the place of photographs; returns those."""
     (folder / "Hands").mkdir(parents=True)
@@ -189,9 +224,11 @@ def test_a_photograph_that_comes_later_is_seen(tmp_path: Path) -> None:
     last = tmp_path / "Hands" / "Hand_0000003.jpg"
     whole = last.read_bytes()
     last.unlink()
-    assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (2, 1)
+    with pytest.warns(UserWarning, match="1 not found"):
+        assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (2, 1)
     last.write_bytes(whole[: len(whole) // 2])  # as far as it has come
-    assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (2, 1)
+    with pytest.warns(UserWarning, match="1 found, but damaged"):
+        assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (2, 1)
     last.write_bytes(whole)
     assert (len(HandPhotos(tmp_path)), HandPhotos(tmp_path).skipped) == (3, 0)
 
@@ -204,15 +241,196 @@ def test_photographs_are_chosen_by_the_table(tmp_path: Path) -> None:
     assert HandPhotos(tmp_path, size=32).sample(2, seeded()).shape == (2, 3, 32, 32)
 
 
-def test_a_damaged_photograph_is_skipped_and_counted(tmp_path: Path) -> None:
+def test_what_is_missing_and_what_is_damaged_are_told_apart(tmp_path: Path) -> None:
     photographs(tmp_path)
     whole = (tmp_path / "Hands" / "Hand_0000003.jpg").read_bytes()
     (tmp_path / "Hands" / "Hand_0000003.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "Hands" / "Hand_0000004.jpg").write_bytes(b"not a picture")
     (tmp_path / "Hands" / "Hand_0000005.jpg").unlink()
-    hands = HandPhotos(tmp_path)
-    assert (len(hands), hands.skipped) == (4, 3)
-    assert HandPhotos(tmp_path).skipped == 3  # the file remembers
+    for hands in (HandPhotos(tmp_path), HandPhotos(tmp_path)):  # the file remembers
+        assert hands.missing == ["Hand_0000005.jpg"]  # which needs no picture opened
+        with pytest.warns(UserWarning) as told:
+            assert hands.unreadable == ["Hand_0000003.jpg", "Hand_0000004.jpg"]
+        assert (len(hands), hands.skipped) == (4, 3)
+        assert len(told) == 1
+        one_line(
+            Exception(told[0].message),
+            "3 of 7 photographs are left out",
+            f"1 not found in {tmp_path}, its Hands/ or its Hands/Hands/ (the first is Hand_0000005.jpg)",
+            "2 found, but damaged or no picture (the first is Hand_0000003.jpg)",
+        )
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    for path in (tmp_path / "Hands").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(TinyhallError) as caught:
+        len(HandPhotos(tmp_path))
+    one_line(caught.value, "none of 7", "1 not found in", "Hands/Hands/", "6 found, but damaged", "Hand_0000001.jpg")
+
+
+def test_the_small_copy_does_not_outlive_a_change_in_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photographs(tmp_path, 2)
+    assert len(HandPhotos(tmp_path)) == 1
+    monkeypatch.setattr(f"{HandPhotos.__module__}._READING", 1)
+    assert len(HandPhotos(tmp_path)) == 1
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+HEAD = "imageName,aspectOfHand,accessories\n"
+UPRIGHT = np.stack(np.broadcast_arrays(np.arange(40) * 6, np.arange(32)[:, None] * 7, 60), -1).astype(np.uint8)  # [32, 40, 3]
+
+
+def seen(folder: Path, **files: Callable[[Path], Any]) -> np.ndarray:
+    """The one photograph of a folder made of `files`, `[32, 32, 3]` in 0..255; a name's last underscore is its point."""
+    folder.mkdir(exist_ok=True)
+    for name, save in files.items():
+        save(folder / ".".join(name.rsplit("_", 1)))
+    names = [".".join(name.rsplit("_", 1)) for name in files]
+    (folder / "HandInfo.csv").write_text(HEAD + "".join(f"{name},dorsal left,0\n" for name in names))
+    return quantised(HandPhotos(folder, 32).sample(1, seeded())[0]).permute(1, 2, 0).numpy()
+
+
+def saved(pixels: np.ndarray, **options: Any) -> Callable[[Path], Any]:
+    return lambda path: Image.fromarray(np.ascontiguousarray(pixels)).save(path, **options)
+
+
+# Where the row 0 and the column 0 of the file are seen (EXIF 2.3, 4.6.4 A): top left in 1, and so on.
+TURNED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],  # top right
+    3: UPRIGHT[::-1, ::-1],  # bottom right
+    4: UPRIGHT[::-1],  # bottom left
+    5: UPRIGHT.transpose(1, 0, 2),  # left top
+    6: np.rot90(UPRIGHT),  # right top
+    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),  # right bottom
+    8: np.rot90(UPRIGHT, -1),  # left bottom
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_photographs_are_set_upright(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    middle = UPRIGHT[:, 4:36]
+    for kind in ("png", "tif"):
+        assert np.array_equal(seen(tmp_path / kind, **{f"a_{kind}": saved(TURNED[orientation], exif=exif)}), middle)
+    blocks = seen(tmp_path / "jpg", a_jpg=saved(TURNED[orientation], exif=exif, quality=100, subsampling=0))
+    assert np.abs(blocks.astype(int) - middle).max() <= 4
+
+
+def test_a_damaged_note_costs_no_photograph(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0  # a resolution, as text below: what Pillow reads, and cannot write
+
+    def save(path: Path) -> None:
+        saved(TURNED[6], exif=exif, quality=100, subsampling=0)(path)
+        path.write_bytes(path.read_bytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02"))
+
+    assert np.abs(seen(tmp_path, a_jpg=save).astype(int) - UPRIGHT[:, 4:36]).max() <= 4
+
+
+RAMP = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+
+
+def png_of_16_bits(pixels: np.ndarray, colour: int) -> Callable[[Path], Any]:
+    """Pillow writes none in colour. Of chunks, see the PNG specification, 5.3."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    high, wide = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", wide, high, 16, colour, 0, 0, 0))
+    whole = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return lambda path: path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"a_png": saved(RAMP)},
+        {"a_tif": saved(RAMP)},
+        {"a_tif": saved(RAMP.astype(">u2"))},
+        {"a_png": png_of_16_bits(np.stack([RAMP] * 3, -1), 2)},
+        {"a_png": png_of_16_bits(np.stack([RAMP] * 3 + [np.full_like(RAMP, 65535)], -1), 6)},
+    ],
+)
+def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path, file: dict[str, Callable[[Path], Any]]) -> None:
+    x = seen(tmp_path, **file).astype(int)
+    assert np.abs(x - RAMP[..., None] / 257).max() <= 1
+    assert (x.min(), x.max()) == (0, 255)
+
+
+CLEAR = np.zeros((32, 32), np.uint8)
+CLEAR[8:24, 8:24] = 255
+CLEAR[0] = 128
+GREY = np.arange(1024, dtype=np.uint32).reshape(32, 32).astype(np.uint8)
+
+
+def palette(path: Path) -> None:
+    picture = Image.fromarray(np.where(CLEAR == 255, 1, 0).astype(np.uint8), "L").convert("P")
+    picture.putpalette([0, 0, 0, 200, 150, 100])
+    picture.save(path, transparency=0)
+
+
+def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+    """And not the black that is under it; half of it is half white."""
+    alpha = CLEAR[..., None] / 255
+    colours = UPRIGHT[:, :32]
+    for name, pixels in (("rgba", np.dstack([colours, CLEAR])), ("la", np.dstack([GREY, CLEAR]))):
+        x = seen(tmp_path / name, a_png=saved(pixels))
+        on_white = alpha * pixels[..., :-1] + (1 - alpha) * 255
+        whole = np.broadcast_to(alpha, x.shape) != 128 / 255
+        assert np.array_equal(x[whole], np.broadcast_to(on_white, x.shape)[whole])
+        assert np.abs(x - on_white).max() <= 1
+    x = seen(tmp_path / "p", a_png=palette)
+    assert (x[0, 0].tolist(), x[16, 16].tolist()) == ([255, 255, 255], [200, 150, 100])
+
+
+def test_numbers_without_a_white_are_not_guessed_at(tmp_path: Path) -> None:
+    with pytest.raises(TinyhallError, match="1 found, but damaged or no picture"):
+        seen(tmp_path, a_tif=saved(RAMP.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("table", "photograph"),
+    [
+        ("HandInfo.csv", "a.jpg"),
+        ("HandInfo.csv", "Hands/a.jpg"),
+        ("HandInfo.csv", "Hands/Hands/a.jpg"),
+        ("Hands/HandInfo.csv", "Hands/a.jpg"),
+        ("Hands/HandInfo.csv", "Hands/Hands/a.jpg"),
+        ("Hands/Hands/HandInfo.csv", "Hands/Hands/a.jpg"),
+        ("handinfo.CSV", "hands/a.jpg"),
+        ("HandInfo.csv", "Hands/A.JPG"),
+        ("HandInfo.csv", "a.jpeg"),
+        ("HandInfo.csv", "A.JPEG"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jpg", "A.JPG", "a", " a.jpeg"])
+def test_folders_as_people_have_them(tmp_path: Path, table: str, photograph: str, name: str) -> None:
+    for path in (tmp_path / table, tmp_path / photograph):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / table).write_text(HEAD + f"{name},Dorsal left,0\n,,\n")
+    saved(UPRIGHT)(tmp_path / photograph)
+    assert len(HandPhotos(tmp_path, 32, aspect="dorsal")) == 1
+
+
+def test_the_very_name_comes_before_one_like_it(tmp_path: Path) -> None:
+    (tmp_path / "Hands").mkdir()
+    saved(UPRIGHT * 0)(tmp_path / "a.jpeg")
+    saved(UPRIGHT * 0 + 255)(tmp_path / "Hands" / "a.jpg")
+    (tmp_path / "HandInfo.csv").write_text(HEAD + "a.jpg,dorsal left,0\n")
+    assert float(HandPhotos(tmp_path, 32).sample(1, seeded()).min()) == 1
+    (tmp_path / "Hands" / "a.jpg").unlink()
+    assert float(HandPhotos(tmp_path, 32).sample(1, seeded()).max()) == -1
+
+
+def test_accessories_in_the_words_of_programs(tmp_path: Path) -> None:
+    bare, worn = ("0", "0.0", "False", "false", "no"), ("1", "1.0", "True", "true", "yes")
+    (tmp_path / "HandInfo.csv").write_text(HEAD + "".join(f"{word}.jpg,dorsal left,{word}\n" for word in bare + worn))
+    assert HandPhotos(tmp_path).names == [f"{word}.jpg" for word in bare]
+    assert len(HandPhotos(tmp_path, accessories=True).names) == 10
 
 
 def test_the_experiment_of_photographs_looks_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +460,15 @@ def _table(text: str, encoding: str = "utf-8") -> Any:
         (_table("id,imageName\n1,a.jpg\n"), ("folder", "accessories, aspectOfHand")),
         (_table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,1\n"), ("folder", "none of 1")),
         (_table("imageName,aspectOfHand,accessories\n../a.jpg,dorsal left,0\n"), ("folder", "../a.jpg")),
-        (_table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,0\n"), ("folder", "none of 1 that can be read")),
+        (
+            _table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,0\n"),
+            ("folder", "none of 1 that can be read", "1 not found in", "Hands/Hands/", "a.jpg"),
+        ),
+        (
+            _table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,ring\n"),
+            ("folder", "0.0, false, no", "'ring' for a.jpg"),
+        ),
+        (_table("imageName,aspectOfHand,accessories\n,dorsal left,0\n"), ("folder", "file names", "''")),
         (_table(""), ("folder", "imageName")),
         (_table("imageName,aspectOfHand,accessories\né.jpg,dorsal left,0\n", "latin-1"), ("folder", "UTF-8", "HandInfo.csv")),
         (_table("imageName,aspectOfHand,accessories\na.jpg,dorsal left,0\nb.jpg\n"), ("folder", "every column", "line 3")),

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..core import _check
 from ..core._typing import Float, Int, Tensor
+from ..measure import stats
 
 IN_SUPPORT, WRONG_COUNT, MERGED, DETACHED, UNCLEAR = range(5)
 KINDS = ("in support", "wrong count", "merged", "detached", "unclear")
@@ -14,11 +16,36 @@ KINDS = ("in support", "wrong count", "merged", "detached", "unclear")
 _LEVELS = (0.14, 0.22, 0.4, 0.6)  # heights above the palm, in its radius, at which the fingers are looked at
 
 
+class CountingRates(NamedTuple):
+    """Can it be counted, and if so, is it miscounted: two figures, because a model may get better at one alone."""
+
+    countable: stats.Estimate  # of all images
+    miscounted: stats.Estimate | None  # of the countable ones; None where there are none: no figure is not a figure of 0
+
+
 class HandJudgement(NamedTuple):
     """What a count says of images, each field of length n."""
 
     kind: Int[Tensor, " n"]  # IN_SUPPORT 0, WRONG_COUNT 1, MERGED 2, DETACHED 3, UNCLEAR 4
     fingers: Int[Tensor, " n"]  # counted; -1 where there is no hand to count on
+
+    def counting_rates(self) -> CountingRates:
+        """The fraction of images that can be counted, and of these the fraction with a wrong number of fingers.
+
+        The order is that of "Counting Hallucinations in Diffusion Models" (arXiv 2510.13080): *non-counting failures* are set
+        apart first, then the rest is counted. Countable are IN_SUPPORT and WRONG_COUNT alone; of fingers that run together
+        or come off, it is open how many they are. (The authors' rates are shares of all images: theirs of counting
+        hallucinations is `countable * miscounted`.)
+
+        Raises:
+            TinyhallError: no images.
+        """
+        if not len(self.kind):
+            raise _check.TinyhallError("kind: expected at least one image, got none")
+        wrong = int((self.kind == WRONG_COUNT).sum())
+        countable = wrong + int((self.kind == IN_SUPPORT).sum())
+        miscounted = stats.fraction(wrong, countable) if countable else None
+        return CountingRates(stats.fraction(countable, len(self.kind)), miscounted)
 
 
 def judge(x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
