@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tinyhall._check import TinyhallError
 from tinyhall.metrics import Metric, TrajectoryVariance, denoising_error
-from tinyhall.sampling import Step
+from tinyhall.sampling import Step, sample
 from tinyhall.schedule import Schedule
 
 
@@ -39,7 +39,7 @@ def test_equals_numpy_on_any_window_order_stride_chunking_and_shape(data: st.Dat
     g = seeded(data.draw(st.integers(0, 2**20)))
     trajectory = {t: offset + torch.randn(n, *shape, generator=g) for t in visited}
     inside = [t for t in visited if a <= t < b]
-    if not inside:
+    if len(inside) < 2:
         with pytest.raises(TinyhallError):
             scored((a, b), trajectory, visited)
         return
@@ -77,8 +77,39 @@ def test_states_near_the_end_of_float32() -> None:
     np.testing.assert_allclose(scored((0, 6), trajectory, list(range(6))).numpy(), expected, rtol=1e-5)
 
 
-def test_one_step_scores_zero() -> None:
-    assert scored((0, 1), {0: torch.ones(3, 2)}, [0]).tolist() == [0, 0, 0]
+def test_one_step_has_no_score() -> None:
+    with pytest.raises(TinyhallError) as caught:
+        scored((0, 1), {0: torch.ones(3, 2)}, [0])
+    one_line(caught.value, "window", "two steps of 0 <= t < 1", "got 1")
+    metric = TrajectoryVariance((0, 1))
+    metric.update(step(0, torch.ones(3, 2)))
+    with pytest.raises(TinyhallError):
+        metric.per_dimension()
+
+
+def test_windows_by_noise_and_by_steps_left() -> None:
+    """On its own schedule each names the same steps as the window in t that it stands for."""
+    schedule, g = Schedule.linear(1e-3, 0.2, 100), seeded()
+    share = schedule.noise_share(12)
+    ratio = float((1 - schedule.alpha_bar[12]) / schedule.alpha_bar[12]) ** 0.5
+    assert share == pytest.approx(ratio / (1 + ratio), rel=1e-12)
+    metrics = [TrajectoryVariance((0, 12)), TrajectoryVariance(noise=(0, share)), TrajectoryVariance(last=12)]
+    out = sample(lambda x, t, label=None: x / 2, schedule, 5, shape=(2,), metrics=metrics, generator=g)
+    scores = list(out.scores.values())
+    assert torch.equal(scores[0], scores[1]) and torch.equal(scores[0], scores[2])
+    assert list(out.scores) == ["variance[0,12)", f"variance noise[0,{share:.3g})", "variance last 12"]
+    assert repr(metrics[2]) == "TrajectoryVariance(last=12)"
+    for empty in (TrajectoryVariance(noise=(0, 0.5)), TrajectoryVariance(last=2)):
+        with pytest.raises(TinyhallError) as caught:
+            empty.update(step(0, torch.ones(3, 2)))
+        one_line(caught.value, "step")
+
+
+@pytest.mark.parametrize("bad", [{"noise": (0.5, 0.2)}, {"noise": 0.3}, {"noise": (0, 2)}, {"last": 0}, {"last": 2, "noise": (0, 1)}])
+def test_refuses_bad_noise_and_last(bad: dict[str, object], unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance(**bad)  # type: ignore[arg-type]
+    one_line(caught.value, "window" if len(bad) > 1 else next(iter(bad)))
 
 
 def test_reset_forgets() -> None:
@@ -124,7 +155,7 @@ def test_names_tell_windows_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "window", [(5, 5), (6, 5), (-1, 5), (0,), (0, 1, 2), 10, (0.0, 10.0), (True, 5), "ab", None, (0, None)]
+    "window", [(5, 5), (6, 5), (-1, 5), (0,), (0, 1, 2), 10, (0.0, 10.0), (True, 5), "ab", (0, None)]
 )
 def test_refuses_a_bad_window(window: object, unchecked: None) -> None:
     with pytest.raises(TinyhallError) as caught:
@@ -170,9 +201,9 @@ def test_joined_windows_are_the_window(edges: tuple[int, ...]) -> None:
     exact = values.double().var(0, unbiased=False)
     torch.testing.assert_close(whole.per_dimension(), exact.float(), rtol=1e-6, atol=0)
     torch.testing.assert_close(whole.score(), exact.flatten(1).mean(1).float(), rtol=1e-6, atol=0)
-    before = parts[0].score()
+    before = parts[-1].score()
     TrajectoryVariance.joined(parts)
-    assert torch.equal(parts[0].score(), before)  # the parts are as they were
+    assert torch.equal(parts[-1].score(), before)  # the parts are as they were
 
 
 def test_joined_with_a_part_that_saw_nothing() -> None:
@@ -184,6 +215,12 @@ def test_joined_with_a_part_that_saw_nothing() -> None:
     assert torch.equal(TrajectoryVariance.joined(parts).score(), parts[0].score())
     with pytest.raises(TinyhallError):
         TrajectoryVariance.joined(parts[1:]).per_dimension()
+
+
+def test_only_windows_in_t_join() -> None:
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance.joined([TrajectoryVariance((0, 2)), TrajectoryVariance(last=3)])
+    one_line(caught.value, "parts", "adjoin")
 
 
 @pytest.mark.parametrize("windows", [[], [(0, 2), (3, 5)], [(0, 3), (2, 5)]])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from . import _check
+from . import device as _device
 from ._typing import Float, Net, Tensor
 
 if TYPE_CHECKING:
@@ -31,28 +32,62 @@ class Metric(Protocol):
 class TrajectoryVariance:
     """The paper's measure: the variance over time of the predicted x_0, in a window of reverse steps, averaged over dimensions.
 
-    For every t with a <= t < b that the sampler visits, `update` takes that step's x0_hat; `score` is
+    For every step of the window that the sampler visits, `update` takes its x0_hat; `score` is
 
         mean over dimensions of  1/|T| sum_t (x0_hat_t - mean_t x0_hat_t)^2
 
     (section 4 of the paper; its code takes the last ten steps, `window=(0, 10)`). The sums are Welford's, so memory is two
-    states whatever T is, and steps may come in any order.
+    states whatever T is, and steps may come in any order. They are float64 where the device has it (Apple's has not).
 
     Args:
-        window: (a, b) in the schedule's t, a <= t < b.
+        window: (a, b) in the schedule's t, a <= t < b; (0, 10) where nothing is given.
+        noise: in its place (a, b) of the noise share, a <= sigma / (1 + sigma) < b, 0 to 1, with sigma the ratio of noise to
+            signal. It is the time of flow matching, and means the same for every model; below 1/3 the signal is twice the noise.
+        last: in its place the last `last` steps of the sampler.
+
+    Raises:
+        TinyhallError: bad arguments, or more than one of the three.
     """
 
-    def __init__(self, window: tuple[int, int] = (0, 10)) -> None:
-        self.window = _check.window(window)
-        self.name = f"variance[{self.window[0]},{self.window[1]})"
+    def __init__(
+        self, window: tuple[int, int] | None = None, *, noise: tuple[float, float] | None = None, last: int | None = None
+    ) -> None:
+        given = [value for value in (window, noise, last) if value is not None]
+        if len(given) > 1:
+            raise _check.fail("window", given, "one of window=(a, b), noise=(a, b) and last=k")
+        # (a, b), or None where one of the others is asked for.
+        self.window: Any = None if given and window is None else _check.window((0, 10) if window is None else window)
+        self.noise = None if noise is None else _check.shares("noise", noise)
+        self.last = None if last is None else _check.positive_int("last", last)
+        if self.window is not None:
+            self.name, self.where = f"variance[{self.window[0]},{self.window[1]})", f"{self.window[0]} <= t < {self.window[1]}"
+        elif self.noise is not None:
+            a, b = self.noise
+            self.name, self.where = f"variance noise[{a:.3g},{b:.3g})", f"{a:.3g} <= noise share < {b:.3g}"
+        else:
+            self.name, self.where = f"variance last {last}", f"the last {last}"
         self.reset()
 
     def __repr__(self) -> str:
-        return f"TrajectoryVariance(window={self.window})"
+        asked = {"window": self.window, "noise": self.noise, "last": self.last}
+        return f"TrajectoryVariance({', '.join(f'{key}={value}' for key, value in asked.items() if value is not None)})"
 
     def check(self, schedule: Schedule) -> None:
         """Raises TinyhallError for a window outside the schedule."""
-        _check.window(self.window, schedule.steps)
+        if self.window is not None:
+            _check.window(self.window, schedule.steps)
+
+    def sees(self, t: int, noise: float | None, left: int | None) -> bool:
+        """Whether a step at t, of this noise share, with so many to come, lies in the window.
+
+        Raises:
+            TinyhallError: the window asks for what the step does not say.
+        """
+        if self.window is not None:
+            return self.window[0] <= t < self.window[1]
+        if (noise if self.noise is not None else left) is None:
+            raise _check.fail("step", None, f"one that says its {'noise' if self.noise is not None else 'left'}")
+        return self.noise[0] <= noise < self.noise[1] if self.noise is not None else left < self.last  # type: ignore[operator]
 
     def reset(self) -> None:
         """Forgets everything seen."""
@@ -61,11 +96,11 @@ class TrajectoryVariance:
         self._squares: Tensor | None = None
 
     def update(self, step: Step) -> None:
-        if not self.window[0] <= step.t < self.window[1]:
+        if not self.sees(step.t, step.noise, step.left):
             return
         # x0_hat reaches 1e23 early on: its square overflows float32.
         # Detached: what a network returned outside of no_grad would hold on to every step's graph.
-        value = step.x0_hat.detach().to(torch.float32 if step.x0_hat.device.type == "mps" else torch.float64)
+        value = step.x0_hat.detach().to(_device.widest(step.x0_hat.device))
         self.count += 1
         if self._mean is None or self._squares is None:
             self._mean, self._squares = value.clone(), torch.zeros_like(value)
@@ -80,10 +115,11 @@ class TrajectoryVariance:
     def joined(cls, parts: Sequence[TrajectoryVariance]) -> TrajectoryVariance:
         """The metric over windows that adjoin, from what each has seen (Chan et al. 1979): a sweep over all windows between
         k edges so costs k - 1 updates a step. Raises TinyhallError for none, or for a gap between two."""
-        parts = sorted(parts, key=lambda part: part.window)
-        if not parts or any(p.window[1] != q.window[0] for p, q in pairwise(parts)):
+        windows = sorted(part.window or (-1, -1) for part in parts)
+        if not parts or windows[0][0] < 0 or any(p[1] != q[0] for p, q in pairwise(windows)):
             raise _check.fail("parts", [part.window for part in parts], "metrics of windows that adjoin")
-        whole = cls((parts[0].window[0], parts[-1].window[1]))
+        parts = sorted(parts, key=lambda part: part.window or (-1, -1))
+        whole = cls((windows[0][0], windows[-1][1]))
         for part in parts:
             if part._mean is None or part._squares is None:
                 continue
@@ -102,17 +138,17 @@ class TrajectoryVariance:
         return self._variance().float()
 
     def score(self) -> Float[Tensor, " n"]:
-        """float32 `[n]`, in squared units of x; 0 where a single step was seen. Beyond 3e38 it is inf, as in a window far from
-        the data, where x0_hat reaches 1e23; `keep_k` refuses to choose among such scores.
+        """float32 `[n]`, in squared units of x. Beyond 3e38 it is inf, as in a window far from the data, where x0_hat reaches
+        1e23; `keep_k` refuses to choose among such scores.
 
         Raises:
-            TinyhallError: no step fell into the window.
+            TinyhallError: fewer than two steps fell into the window: one has no variance.
         """
         return self._variance().flatten(1).mean(1).float()
 
     def _variance(self) -> Tensor:
-        if self._squares is None:
-            raise _check.TinyhallError(f"window: expected steps with {self.window[0]} <= t < {self.window[1]}, got none")
+        if self._squares is None or self.count < 2:
+            raise _check.TinyhallError(f"window: expected at least two steps of {self.where}, got {self.count or 'none'}")
         return self._squares / self.count
 
 
@@ -160,5 +196,5 @@ def denoising_error(
                     noise = torch.randn(part.shape, generator=generator, device=generator.device).to(part.device)
                     noisy = schedule.q_sample(part, at, noise)
                     gap = schedule.predict_x0(noisy, at[:1], net(noisy, at)) - part
-                    out[low : low + size, i] += gap.double().square().flatten(1).mean(1).cpu() / repeats
+                    out[low : low + size, i] += _device.exact(gap).square().flatten(1).mean(1).cpu() / repeats
     return out.float()

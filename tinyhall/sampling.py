@@ -25,6 +25,8 @@ class Step(NamedTuple):
     x: Float[Tensor, "n *shape"]  # the state reached; after the last step, the sample
     x0_hat: Float[Tensor, "n *shape"]  # the x_0 that the network predicts at x_t
     eps: Float[Tensor, "n *shape"]  # the noise that it predicts at x_t
+    noise: float | None = None  # the share of noise in x_t: sigma / (1 + sigma), with sigma = noise / signal
+    left: int | None = None  # steps still to come
 
 
 class Move(NamedTuple):
@@ -262,7 +264,7 @@ def _walk(
     _device.keep_freed_memory()
     x = noise.randn(shape) if start is None else start.to(device)
     schedule._hold(x.device)
-    for move in moves:
+    for left, move in zip(reversed(range(len(moves))), moves, strict=True):
         # An expanded scalar, not n copies: a network may notice and work its time features out once.
         t = torch.tensor([move.t], device=device).expand(shape[0])
         with torch.no_grad():
@@ -271,7 +273,7 @@ def _walk(
             x = move.keep * x + move.push * eps
             if move.noise > 0:
                 x += move.noise * noise.randn(shape)
-        yield Step(move.t, x, x0_hat, eps)
+        yield Step(move.t, x, x0_hat, eps, schedule.noise_share(move.t), left)
     if not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise _check.TinyhallError(f"samples: expected finite values, got {bad} of {shape[0]} that are not")

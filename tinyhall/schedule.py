@@ -136,6 +136,12 @@ class Schedule:
         out = table.to(device=x.device, dtype=x.dtype)[t]
         return out.view(-1, *[1] * (x.ndim - 1))
 
+    def noise_share(self, t: int) -> float:
+        """sigma / (1 + sigma) at t, where sigma is the ratio of noise to signal: 0 for data, 1 for noise. It is the time of
+        flow matching, and means the same under every schedule."""
+        log = float(self.log_alpha_bar[t])
+        return 1 / (1 + math.exp(0.5 * log) / math.sqrt(-math.expm1(log)))
+
     def q_sample(self, x0: Tensor, t: Int[Tensor, " n"], eps: Tensor) -> Tensor:
         """x_t given x_0 and the noise, all `[n, *shape]` (Ho et al. 2020, eq. 4).
 
