@@ -14,9 +14,7 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
     PNDMScheduler,
     UNet2DModel,
 )
@@ -211,7 +209,7 @@ def test_every_prediction_gives_one_x0(kind: str) -> None:
         out = scheduler.step(said, 20, x, generator=seeded(), return_dict=False)
     torch.testing.assert_close(seen[0].x0_hat, x0, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(seen[0].eps, eps, rtol=1e-3, atol=1e-4)
-    assert seen[0].x is out[0]
+    assert torch.equal(seen[0].x, out[0])
     assert seen[0].t == 20
 
 
@@ -232,10 +230,6 @@ def test_metrics_start_afresh() -> None:
 
 @by_numpy
 def test_refused(unet: UNet2DModel) -> None:
-    for other in (EulerDiscreteScheduler, HeunDiscreteScheduler):
-        with pytest.raises(TinyhallError) as caught, th.watch(other()):
-            pass
-        one_line(caught.value, "scheduler", "variance-preserving", other.__name__)
     odd = DDPMScheduler(**BETAS)
     odd.register_to_config(prediction_type="flow")
     with pytest.raises(TinyhallError) as caught, th.watch(odd):

@@ -105,7 +105,9 @@ def test_windows_by_noise_and_by_steps_left() -> None:
         one_line(caught.value, "step")
 
 
-@pytest.mark.parametrize("bad", [{"noise": (0.5, 0.2)}, {"noise": 0.3}, {"noise": (0, 2)}, {"last": 0}, {"last": 2, "noise": (0, 1)}])
+@pytest.mark.parametrize(
+    "bad", [{"noise": (0.5, 0.2)}, {"noise": 0.3}, {"noise": (0, 2)}, {"last": 0}, {"last": 2, "noise": (0, 1)}]
+)
 def test_refuses_bad_noise_and_last(bad: dict[str, object], unchecked: None) -> None:
     with pytest.raises(TinyhallError) as caught:
         TrajectoryVariance(**bad)  # type: ignore[arg-type]
@@ -154,9 +156,7 @@ def test_names_tell_windows_apart() -> None:
     assert repr(TrajectoryVariance((2, 5))) == "TrajectoryVariance(window=(2, 5))"
 
 
-@pytest.mark.parametrize(
-    "window", [(5, 5), (6, 5), (-1, 5), (0,), (0, 1, 2), 10, (0.0, 10.0), (True, 5), "ab", (0, None)]
-)
+@pytest.mark.parametrize("window", [(5, 5), (6, 5), (-1, 5), (0,), (0, 1, 2), 10, (0.0, 10.0), (True, 5), "ab", (0, None)])
 def test_refuses_a_bad_window(window: object, unchecked: None) -> None:
     with pytest.raises(TinyhallError) as caught:
         TrajectoryVariance(window)

@@ -42,7 +42,7 @@ class TrajectoryVariance:
     Args:
         window: (a, b) in the schedule's t, a <= t < b; (0, 10) where nothing is given.
         noise: in its place (a, b) of the noise share, a <= sigma / (1 + sigma) < b, 0 to 1, with sigma the ratio of noise to
-            signal. It is the time of flow matching, and means the same for every model; below 1/3 the signal is twice the noise.
+            signal. It is the time of flow matching, and means the same for every model; below 1/3 the signal is twice as much.
         last: in its place the last `last` steps of the sampler.
 
     Raises:

@@ -355,6 +355,8 @@ def sample(
         batch = _check.positive_int("batch_size", batch_size)
     if label is not None:
         _check.labels("label", label, n)
+    if not isinstance(metrics, Sequence):
+        raise _check.fail("metrics", metrics, "a list of metrics")
     for metric in metrics:
         metric.check(schedule)
     names = [metric.name for metric in metrics]
