@@ -11,7 +11,7 @@ Figures (`tinyhall.plots`), the command line and statistics import their own dep
 
 from . import cards, datasets, device, images, nets
 from ._check import TinyhallError
-from .adapters import from_diffusers, overlay, watch
+from .adapters import from_diffusers, overlay, step_at, watch
 from .density import law
 from .experiments import load, reproduce
 from .filtering import Filter, keep_k, kept_at, split
@@ -59,6 +59,7 @@ __all__ = [
     "sample",
     "sliced_wasserstein",
     "split",
+    "step_at",
     "train",
     "watch",
 ]

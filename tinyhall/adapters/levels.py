@@ -13,6 +13,7 @@ import torch
 
 from .. import _check
 from .._typing import Tensor
+from ..sampling import Step
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
@@ -67,6 +68,43 @@ def implied(kind: str, signal: Any, noise: Any, said: Tensor, x: Tensor) -> tupl
     norm = (signal**2 + noise**2) ** 0.5  # v is that of the state scaled to unit variance (Salimans and Ho 2022)
     signal, noise, x = signal / norm, noise / norm, x / norm
     return signal * x - noise * said, noise * x + signal * said
+
+
+def step_at(x: Tensor, said: Tensor, predicts: str = "sample", *, sigma: Any = None, alpha_bar: Any = None) -> Step:
+    """A step of any sampler, for the `update` of a metric: what a network said at x, and how noisy x was.
+
+        metric.update(th.step_at(x, denoised, sigma=sigma))  # k-diffusion, EDM: x = x_0 + sigma eps
+        metric.update(th.step_at(x, eps, "epsilon", alpha_bar=alpha_bar[t]))  # DDPM
+        metric.update(th.step_at(x, v, "flow_prediction", sigma=s))  # x = (1 - s) x_0 + s eps, v = eps - x_0
+
+    Its `t` is the noise share in thousandths: take a metric with a window in `noise`.
+
+    Args:
+        x: the state that the network saw, before it was scaled for the network, `[n, *shape]`.
+        said: the answer with which the sampler goes on, after guidance, of x's shape.
+        predicts: one of `PREDICTIONS`.
+        sigma: a number, or a tensor whose values are all equal; or
+        alpha_bar: the same.
+
+    Raises:
+        TinyhallError: bad arguments.
+    """
+    if predicts not in PREDICTIONS:
+        raise _check.fail("predicts", predicts, f"one of {', '.join(PREDICTIONS)}")
+    if said.shape != x.shape:
+        raise _check.fail("said", said, f"x's shape {tuple(x.shape)}")
+    if (sigma is None) == (alpha_bar is None) or (predicts == "flow_prediction" and sigma is None):
+        raise _check.fail("sigma", sigma, "sigma= or alpha_bar=, and of flow matching sigma=")
+    given = torch.as_tensor(alpha_bar if sigma is None else sigma).detach().cpu().double().reshape(-1)
+    value, most = float(given[0]), math.inf if sigma is not None and predicts != "flow_prediction" else 1.0
+    if not bool((given == given[0]).all()) or not 0 < value <= most:
+        raise _check.fail("alpha_bar" if sigma is None else "sigma", given.tolist(), f"one number above 0, at most {most:g}")
+    if sigma is None:
+        level = Level(math.sqrt(value), math.sqrt(1 - value))
+    else:
+        level = Level(1 - value if predicts == "flow_prediction" else 1.0, value)
+    x0_hat, eps = implied(predicts, level.signal, level.noise, said.detach().float(), x.detach().float())
+    return Step(round(1000 * level.share), x, x0_hat, eps, level.share)
 
 
 def prediction(scheduler: Any) -> str:

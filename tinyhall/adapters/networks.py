@@ -90,7 +90,7 @@ def from_diffusers(unet: nn.Module, scheduler: Any, *, null: int | None = None, 
         raise _check.fail("unet", type(unet).__name__, "a network, such as pipeline.unet")
     asked = [
         name
-        for name, value in list(inspect.signature(unet.forward).parameters.items())[2:]
+        for name, value in list(inspect.signature(getattr(unet, "_orig_mod", unet).forward).parameters.items())[2:]
         if value.default is value.empty and value.kind is value.POSITIONAL_OR_KEYWORD and name not in extra
     ]
     if asked:
