@@ -271,14 +271,14 @@ def test_networks_that_people_have() -> None:
     text, label = pipelines.text_unet(), torch.tensor([0, 1])
     wave = pipelines._random(
         lambda: diffusers.UNet1DModel(
-            sample_size=16, in_channels=2, out_channels=2, block_out_channels=(32, 32), norm_num_groups=4,
+            sample_size=64, in_channels=2, out_channels=2, block_out_channels=(32, 32), norm_num_groups=4,
             down_block_types=("DownBlock1D",) * 2, up_block_types=("UpBlock1D",) * 2,
         )
     )  # fmt: skip
     assert drawn(pipelines.plain_unet((8, 16))) == (2, 1, 8, 16)
     assert drawn(pipelines.plain_unet(None), shape=(1, 8, 8)) == (2, 1, 8, 8)
     assert drawn(pipelines.plain_unet(out_channels=2)) == (2, 1, 8, 8)  # a learned variance
-    assert drawn(wave) == (2, 2, 16)
+    assert drawn(wave) == (2, 2, 64)
     assert drawn(labelled, label=label) == (2, 1, 8, 8)
     assert drawn(labelled, extra={"null": 2}, label=label, guidance=2.0) == (2, 1, 8, 8)
     assert drawn(dit) == drawn(dit, label=label) == drawn(dit, label=label, guidance=4.0) == (2, 4, 8, 8)
