@@ -265,7 +265,7 @@ def drawn(net: Any, scheduler: Any = NOISY, extra: dict[str, Any] | None = None,
     return tuple(th.sample(own, schedule, 2, sampler=th.ddim(steps=5), generator=seeded(), **more).x.shape)
 
 
-def test_networks_that_people_have() -> None:
+def test_networks_that_people_have(unchecked: None) -> None:
     """What a network can do is done, the rest is said in one line."""
     labelled, dit = pipelines.plain_unet(num_class_embeds=3), pipelines.dit()
     text, label = pipelines.text_unet(), torch.tensor([0, 1])

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import _check
+from . import device as _device
 from ._typing import Bool, Float, Int, Tensor
 from .hands import HandPhotos as HandPhotos
 from .hands import Hands as Hands
@@ -110,7 +111,7 @@ class GaussianMixture:
         _check.generator("generator", generator)
         noise = torch.randn(n, self.dim, generator=generator, device=generator.device)
         mode = torch.arange(n, device=generator.device) % len(self.means)
-        return self.means.to(noise)[mode] + self.std * noise
+        return self.means.to(noise.dtype).to(noise.device)[mode] + self.std * noise
 
     def in_support(self, x: Float[Tensor, "n dim"], width: float = 5.0) -> Bool[Tensor, " n"]:
         """Within `width` std of some mode. The paper gives no rule; 5 std loses 6e-7 of true 1D data and 4e-6 of 2D."""
@@ -132,7 +133,7 @@ class GaussianMixture:
         pairs = len(self.means) * (len(self.means) - 1) // 2
         for rows in out.split(max(2**22 // max(pairs * self.dim, 1), 1)):
             gap, joined = self._nearest_segment(x[rows], width * self.std)
-            kind[rows] = torch.where(gap <= width * self.std, INTERPOLATED, ELSEWHERE)
+            kind[rows] = torch.where(gap <= width * self.std, INTERPOLATED, ELSEWHERE).to(x.device)
             pair[rows] = joined
         return Judgement(mode, distance, kind, pair)
 
@@ -142,21 +143,25 @@ class GaussianMixture:
         self._fits(x)
         modes, distances = [], []
         for part in x.split(_CHUNK):
-            gap = torch.cdist(part.double(), self.means.to(x.device), compute_mode="donot_use_mm_for_euclid_dist")
+            part = _device.exact(part)
+            gap = torch.cdist(part, self.means.to(part.device), compute_mode="donot_use_mm_for_euclid_dist")
             d, m = gap.min(dim=1)
-            modes.append(m)
-            distances.append((d / self.std).float().nan_to_num(nan=math.inf, posinf=math.inf))  # NaN lies nowhere
+            modes.append(m.to(x.device))
+            d = (d / self.std).float().nan_to_num(nan=math.inf, posinf=math.inf)  # NaN lies nowhere
+            distances.append(d.to(x.device))
         return torch.cat(modes), torch.cat(distances)
 
     def _nearest_segment(self, x: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-        """The pair of modes `[n, 2]` that `judge` names for each point, and the distance `[n]` to its segment."""
+        """The distance `[n]` of each point to the segment of the pair of modes `[n, 2]` that `judge` names for it. It stays
+        where there is float64."""
         if len(self.means) < 2:
             return torch.full((len(x),), math.inf, device=x.device), torch.full((len(x), 2), -1, device=x.device)
+        place, x = x.device, _device.exact(x)
         ends, order = self._pairs
         ends, order = ends.to(x.device), order.to(x.device)
         means = self.means.to(x.device)
         start, along = means[ends[:, 0]], means[ends[:, 1]] - means[ends[:, 0]]  # [pairs, dim]
-        x = x.double().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)
+        x = x.nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)
         away = x[:, None] - start  # [n, pairs, dim]
         share = ((away * along).sum(-1) / along.square().sum(-1)).clamp(0, 1)
         gap = (away - share[..., None] * along).norm(dim=-1)
@@ -167,7 +172,7 @@ class GaussianMixture:
         candidates = torch.where(near.any(1, keepdim=True), near & (order == least), True)
         closest = gap.masked_fill(~candidates, math.inf)
         best = (closest <= closest.amin(1, keepdim=True) + 1e-6 * self.std).float().argmax(dim=1)
-        return gap.gather(1, best[:, None])[:, 0], ends[best]
+        return gap.gather(1, best[:, None])[:, 0], ends[best].to(place)
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
@@ -198,7 +203,8 @@ class GaussianMixture:
     def log_density(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
         """log p(x), natural logarithm, float64 inside. Raises TinyhallError for x of another dimension."""
         self._fits(x)
-        return self._components(x.double(), torch.ones(1, dtype=torch.float64, device=x.device), self.std**2)[0].float()
+        z = _device.exact(x)
+        return self._components(z, torch.ones_like(z[:1, 0]), self.std**2)[0].float().to(x.device)
 
     def _fits(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != self.dim:
@@ -213,12 +219,13 @@ class GaussianMixture:
         return torch.logsumexp(log_w, 1) - norm.reshape(-1), torch.softmax(log_w, 1)
 
     def log_modes(self, schedule: Schedule, x: Float[Tensor, "n dim"], t: Int[Tensor, " m"]) -> Float[Tensor, "n modes"]:
-        """log p(mode | x_t), float64: which mode a noised point comes from. t is one for all `[1]`, or one each `[n]`. Raises
-        TinyhallError for x of another dimension."""
+        """log p(mode | x_t), float64: which mode a noised point comes from. t is one for all `[1]`, or one each `[n]`. From a
+        device without float64 the answer comes on the processor. Raises TinyhallError for x of another dimension."""
         self._fits(x)
-        log_bar = schedule.log_alpha_bar.to(x.device)[t]
+        x = _device.exact(x)
+        log_bar = schedule.log_alpha_bar.to(x.device)[t.to(x.device)]
         variance = (log_bar.exp() * self.std**2 - torch.expm1(log_bar)).reshape(-1, 1)
-        gap = (x.double()[:, None] - (0.5 * log_bar).exp().reshape(-1, 1, 1) * self.means.to(x.device)).square().sum(-1)
+        gap = (x[:, None] - (0.5 * log_bar).exp().reshape(-1, 1, 1) * self.means.to(x.device)).square().sum(-1)
         return (-0.5 * gap / variance).log_softmax(1)
 
     def denoiser(self, schedule: Schedule) -> Callable[..., Tensor]:
@@ -235,12 +242,12 @@ class GaussianMixture:
 
     def _exact_eps(self, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
         self._fits(x)
-        one = t[:1] if t.stride(0) == 0 else t
-        log_bar = schedule.log_alpha_bar.to(x.device)[one]
+        z = _device.exact(x)
+        one = (t[:1] if t.stride(0) == 0 else t).to(z.device)
+        log_bar = schedule.log_alpha_bar.to(z.device)[one]
         bar, noise = log_bar.exp(), -torch.expm1(log_bar)  # [n] or [1]
-        z = x.double()
         total = bar * self.std**2 + noise  # variance of one noised mode
         share = self._components(z, bar.sqrt(), total)[1]
         # Within mode k, E[eps | x_t] = sqrt(1 - abar) (x - sqrt(abar) mu_k) / total; then average over modes.
         centre = bar.sqrt()[:, None] * (share @ self.means.to(z))
-        return ((noise.sqrt() / total)[:, None] * (z - centre)).to(x.dtype)
+        return ((noise.sqrt() / total)[:, None] * (z - centre)).to(x.dtype).to(x.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,8 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, enabled: bool) -> Any:
+    if not enabled and device.type not in ("cpu", "cuda"):  # of others torch 2.4 knows no autocast, not even to switch it off
+        return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -117,7 +117,7 @@ class Schedule:
         launches wait, and cannot be captured."""
         if device.type != "cpu" and ("_signal", device) not in self._held:
             self._held.update(
-                {(name, device): getattr(self, name).to(device).float() for name in ("_signal", "_noise", "_scale")}
+                {(name, device): getattr(self, name).float().to(device) for name in ("_signal", "_noise", "_scale")}
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Schedule:
         if isinstance(table, str):
             held = self._held.get((table, x.device)) if x.dtype == torch.float32 else None
             table = getattr(self, table) if held is None else held
-        out = table.to(device=x.device, dtype=x.dtype)[t]
+        out = table.to(x.dtype).to(x.device)[t]  # in this order: Apple's devices have no float64
         return out.view(-1, *[1] * (x.ndim - 1))
 
     def noise_share(self, t: int) -> float:

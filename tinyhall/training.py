@@ -160,7 +160,8 @@ def start(
         _check.number("ema", ema, "None or a number in (0, 1)", lambda v: 0 < v < 1)
     settings = _settings(net, data, schedule, batch_size, lr, label, label_dropout, ema) | {"note": note}
     capturable = all(p.is_cuda for p in net.parameters())
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=True, capturable=capturable)
+    fused = all(p.device.type in ("cpu", "cuda") for p in net.parameters())  # not everywhere in older versions of torch
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr, fused=fused, capturable=capturable)
     average = None if ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
     order = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     return Run(net, optimizer, generator, order, settings, ema=average)
@@ -357,7 +358,7 @@ def _capture(run: Run, update: Callable[[Tensor], Tensor], rows: Tensor) -> Call
         try:
             with torch.cuda.graph(graph, stream=_stream(rows.device)):
                 loss = update(place)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise _check.TinyhallError(f"captured: expected {wanted}, got True; begin again in a new process") from error
