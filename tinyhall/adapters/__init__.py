@@ -2,7 +2,7 @@
 
 from .levels import PREDICTIONS, step_at
 from .networks import DiffusersNet, from_diffusers
-from .pictures import overlay
+from .pictures import overlay, pictures
 from .watching import NOISE, watch
 
-__all__ = ["NOISE", "PREDICTIONS", "DiffusersNet", "from_diffusers", "overlay", "step_at", "watch"]
+__all__ = ["NOISE", "PREDICTIONS", "DiffusersNet", "from_diffusers", "overlay", "pictures", "step_at", "watch"]
