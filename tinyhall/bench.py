@@ -27,6 +27,7 @@ from .filtering import Filter
 from .images import parts_bar
 from .metrics import TrajectoryVariance, denoising_error
 from .nets import Tabulated
+from .notebook import locate
 from .quality import coverage
 from .sampling import Sampler, ddim, ddpm, hybrid, predict, quadratic, reverse
 from .schedule import Schedule
@@ -468,6 +469,7 @@ def results(scale: str = "paper", seed: int = 0, root: str | Path = "artifacts")
     Raises:
         TinyhallError: nothing there, or a result of a model that its card no longer stands by.
     """
+    root = locate(root)
     found = {name: read_json(_file(root, scale, seed, name)) for name in TASKS if _file(root, scale, seed, name).is_file()}
     if not found:
         raise _check.TinyhallError(

@@ -26,6 +26,7 @@ from .filtering import Filter
 from .images import DENOISED, ImageDraw, parts_bar, quantised, tally
 from .metrics import TrajectoryVariance, denoising_error
 from .nets import MLP, Tabulated, UNet
+from .notebook import locate
 from .quality import class_width, coverage, fid, imbalance
 from .recursion import recurse
 from .sampling import Sampler, Samples, Step, ddim, ddpm, reverse, sample
@@ -119,7 +120,7 @@ def load(name: str, scale: str = "paper", seed: int = 0, root: str | Path = "art
         TinyhallError: nothing there, a damaged file, or one that another card made.
     """
     card = cards.get(name, scale)
-    place = folder(root, card, seed)
+    place = folder(locate(root), card, seed)
     if not place.is_dir():
         raise _check.TinyhallError(
             f"artifact: expected {place}, got nothing there; make it with "
@@ -137,7 +138,7 @@ def load(name: str, scale: str = "paper", seed: int = 0, root: str | Path = "art
 def available(root: str | Path = "artifacts") -> list[tuple[str, str, int]]:
     """(card, scale, seed) of every artifact under root that its card still stands by."""
     found: list[Any] = []
-    for file in sorted(Path(root).glob("*/seed*/card.json")):
+    for file in sorted(locate(root).glob("*/seed*/card.json")):
         info = read_json(file)
         if not isinstance(info, dict) or not isinstance(info.get("card"), dict):
             raise _check.TinyhallError(f"artifact: expected what a card left, got something else in {file}")
