@@ -268,7 +268,7 @@ CASES = [
     Case("SD3", sd3, "FlowMatchLCM", {"shift": 3.0}, 8, POOLED),
     Case("FLUX", flux(True), "FlowMatchEulerDiscrete", FLUX_SHIFT, 28, UNGUIDED),
     Case("FLUX schnell", flux(False), "FlowMatchEulerDiscrete", {"shift": 1.0}, 4, UNGUIDED),
-    Case("Wan", wan, "UniPCMultistep", {**FLOW_SIGMAS, "flow_shift": 3.0}, 50,
+    Case("Wan", wan, "UniPCMultistep", {**FLOW_SIGMAS, "flow_shift": 5.0}, 50,
          GUIDED | {"height": 16, "width": 16, "num_frames": 5}, "flow"),
     Case("CogVideoX", cogvideox, "CogVideoXDDIM", ZERO_SNR, 50,
          GUIDED | {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 5}, "v, zero terminal SNR"),

@@ -211,7 +211,7 @@ def test_pipelines_on_a_device_without_float64(apple: Apple) -> None:
 
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fcntl; fsync takes what was opened for writing; msvcrt locks a byte for one handle at a time."""
-    import fcntl
+    fcntl: Any = pytest.importorskip("fcntl")
 
     real = os.fsync
 
