@@ -314,7 +314,7 @@ def perfect(scheduler: Any, x: torch.Tensor, t: Any, i: int, x0: torch.Tensor) -
     if family == "SCM":
         angle = float(t)
         return ((torch.cos(torch.tensor(angle)) * x - x0) / torch.sin(torch.tensor(angle))).float()
-    if family.startswith("FlowMatch"):
+    if family.startswith(("FlowMatch", "LTX")):
         return ((x - x0) / (float(t) / 1000)).float()
     if kind == "flow_prediction":
         return ((x - x0) / float(scheduler.sigmas[i])).float()

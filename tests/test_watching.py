@@ -192,7 +192,7 @@ def test_x0_hat_is_the_x0_that_the_network_knows(family: str, kind: str) -> None
         ("EDMEuler", {}, 18), ("EDMEuler", {"prediction_type": "v_prediction"}, 18),
         ("EDMDPMSolverMultistep", {}, 18), ("CMStochasticIterative", {}, 4), ("SCM", {}, 2),
         ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}, 12), ("FlowMatchHeunDiscrete", {}, 12),
-        ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True}, 12), ("FlowMatchLCM", {}, 8),
+        ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True}, 12), ("FlowMatchLCM", {}, 8), ("LTXEulerAncestralRF", {}, 8),
         ("UniPCMultistep", {**pipelines.FLOW_SIGMAS, "flow_shift": 5.0}, 12),
         ("DDIM", {**pipelines.STABLE, **pipelines.ZERO_SNR, "clip_sample": False}, 10),
         ("DDIM", {**pipelines.STABLE, **pipelines.ZERO_SNR, "clip_sample": False, "prediction_type": "sample"}, 10),

@@ -91,7 +91,11 @@ def _lock(path: Path, flags: int) -> Iterator[None]:
 @contextmanager
 def _lock_folder(path: Path) -> Iterator[None]:
     """As `_lock`, by a file in the folder: Windows opens no folders. What is being written it keeps from others itself."""
-    msvcrt: Any = importlib.import_module("msvcrt")
+    try:
+        msvcrt: Any = importlib.import_module("msvcrt")
+    except ImportError:  # a browser's Python
+        yield
+        return
     handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)

@@ -89,6 +89,15 @@ class TrajectoryVariance:
             raise _check.fail("step", None, f"one that says its {'noise' if self.noise is not None else 'left'}")
         return self.noise[0] <= noise < self.noise[1] if self.noise is not None else left < self.last  # type: ignore[operator]
 
+    def expect(self, steps: Sequence[tuple[int, float, int]]) -> None:
+        """Raises TinyhallError where fewer than two of the coming steps, (t, noise share, steps left), will be seen."""
+        if (held := sum(self.sees(*step) for step in steps)) < 2:
+            ends = " and ".join(f"{noise:.2f}" for _, noise, _ in steps[-2:])
+            raise _check.TinyhallError(
+                f"window: expected at least two steps of {self.where}, got {held} of {len(steps)}; the last ones have a noise "
+                f"share of {ends}"
+            )
+
     def reset(self) -> None:
         """Forgets everything seen."""
         self.count = 0

@@ -14,7 +14,7 @@ import torch
 from . import _check
 from . import device as _device
 from ._typing import Float, Int, Net, Tensor
-from .metrics import Metric
+from .metrics import Metric, TrajectoryVariance
 from .schedule import Schedule
 
 
@@ -357,8 +357,12 @@ def sample(
         _check.labels("label", label, n)
     if not isinstance(metrics, Sequence):
         raise _check.fail("metrics", metrics, "a list of metrics")
+    moves = _moves(sampler, schedule)
+    ahead = [(move.t, schedule.noise_share(move.t), len(moves) - 1 - i) for i, move in enumerate(moves)]
     for metric in metrics:
         metric.check(schedule)
+        if isinstance(metric, TrajectoryVariance):
+            metric.expect(ahead)
     names = [metric.name for metric in metrics]
     if len(set(names)) < len(names):
         raise _check.fail("metrics", names, "a different name for each")

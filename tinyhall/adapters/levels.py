@@ -27,7 +27,7 @@ FAMILIES = {
     "exploding": "EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete LMSDiscrete"
     " DPMSolverSDE",
     # x = (1 - sigma) x_0 + sigma eps, the network says eps - x_0 (Lipman et al. 2023)
-    "flow": "FlowMatchEulerDiscrete FlowMatchHeunDiscrete FlowMatchLCM",
+    "flow": "FlowMatchEulerDiscrete FlowMatchHeunDiscrete FlowMatchLCM LTXEulerAncestralRF",
     # x = x_0 + sigma eps, the network says F in x_0 = c_skip x + c_out F (Karras et al. 2022; consistency: Song et al. 2023)
     "edm": "EDMEuler EDMDPMSolverMultistep CosineDPMSolverMultistep",
     "consistency": "CMStochasticIterative",

@@ -185,13 +185,7 @@ class _Run:
                 (self._count(t, level.share), level.share, left)
                 for left, (t, level, _) in zip(reversed(range(len(plan))), plan, strict=True)
             ]
-            held = sum(metric.sees(*step) for step in ahead)
-            if held < 2:
-                ends = " and ".join(f"{share:.2f}" for _, share, _ in ahead[-2:])
-                raise _check.TinyhallError(
-                    f"window: expected two steps of {metric.where} or more, got {held} of {len(ahead)}; the last ones have a "
-                    f"noise share of {ends}"
-                )
+            metric.expect(ahead)
 
     def _falls(self, before: float, after: float) -> None:
         if after > before + 1e-6:
