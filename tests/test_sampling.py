@@ -399,7 +399,7 @@ def walk(**changed: object) -> object:
         (lambda: go(shape=(0,)), ("shape", "(0,)")),
         (lambda: go(metrics=[TrajectoryVariance((0, 101))]), ("window", "b <= 100", "(0, 101)")),
         (lambda: go(label=torch.zeros(4).long()), ("label", "[5]", "(4,)")),
-        (lambda: go(guidance=2.0), ("guidance", "label", "got 0")),
+        (lambda: go(guidance=2.0), ("guidance", "label", "none")),
         (lambda: go(device="cuda:99"), ("device", "of this machine", "cuda:99")),
         (lambda: go(device="abacus"), ("device", "of this machine", "abacus")),
         (lambda: go(metrics=[TrajectoryVariance((1, 2))], sampler=ddim(steps=4)), ("window", "1 <= t < 2", "got 0")),
