@@ -135,10 +135,11 @@ def recurse(
     metric = metric or TrajectoryVariance((0, 10))
     metric.check(schedule)
     if isinstance(metric, TrajectoryVariance):
-        seen = sum(metric.window[0] <= move.t < metric.window[1] for move in sampler(schedule))
-        if arm == "variance" and seen < 2:  # all scores would be equal
+        moves = _moves(sampler, schedule)
+        seen = sum(metric.sees(move.t, schedule.noise_share(move.t), len(moves) - 1 - i) for i, move in enumerate(moves))
+        if seen < 2:  # one has no variance; every arm keeps the scores
             raise _check.TinyhallError(
-                f"metric: expected a window in which the sampler makes 2 steps, got {seen} in {metric.window}"
+                f"metric: expected a window in which the sampler makes 2 steps, got {seen} of {metric.where}"
             )
     settings = {
         "data": fingerprint(data), "draw": draw, "metric": metric.name, "note": note, "schedule": schedule.name,
