@@ -17,12 +17,12 @@ from common import ROOT, environment, one_line, run_python, same_bits, seeded
 from torch import Tensor, nn
 
 from tinyhall.core._check import TinyhallError
-from tinyhall.core.mixture import GaussianMixture
 from tinyhall.core.mlp import MLP
 from tinyhall.core.sampling import ddim, sample
 from tinyhall.core.schedule import Schedule
 from tinyhall.core.training import Run, TrainingConfig, start, train
 from tinyhall.core.unet import UNet
+from tinyhall.data.mixtures import GaussianMixture
 from tinyhall.store import checkpoint
 from tinyhall.store.checkpoint import fingerprint, fit, load, save, settings
 from tinyhall.store.files import read_tensors, write_tensors
@@ -297,7 +297,8 @@ torch.set_num_threads(1)
 sys.path.insert(0, "tests")
 from pathlib import Path
 from common import seeded
-from tinyhall.core import MLP, GaussianMixture, Schedule
+from tinyhall.core import MLP, Schedule
+from tinyhall.data.mixtures import GaussianMixture
 from tinyhall.store.checkpoint import fit
 
 def die():
@@ -577,7 +578,8 @@ def test_compiled_training_equals_eager() -> None:
 import shutil, sys, torch
 if shutil.which("g++") is None and shutil.which("clang++") is None:
     sys.exit(77)
-from tinyhall.core import MLP, GaussianMixture, Schedule
+from tinyhall.core import MLP, Schedule
+from tinyhall.data.mixtures import GaussianMixture
 from tinyhall.store.checkpoint import fit
 g = lambda s: torch.Generator().manual_seed(s)
 data = GaussianMixture.line().sample(600, g(1))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm
 
 from tinyhall.core._check import TinyhallError
-from tinyhall.core.mixture import ELSEWHERE, IN_SUPPORT, INTERPOLATED, GaussianMixture
 from tinyhall.core.schedule import Schedule
+from tinyhall.data.mixtures import ELSEWHERE, IN_SUPPORT, INTERPOLATED, GaussianMixture
 from tinyhall.lab.mitigations import log_modes
 
 

@@ -12,11 +12,11 @@ from common import ROOT, one_line, run_python, seeded
 from tinyhall.core import device
 from tinyhall.core._check import TinyhallError
 from tinyhall.core.metrics import TrajectoryVariance
-from tinyhall.core.mixture import GaussianMixture
 from tinyhall.core.mlp import MLP
 from tinyhall.core.sampling import ddpm, reverse, sample
 from tinyhall.core.schedule import Schedule
 from tinyhall.core.unet import UNet
+from tinyhall.data.mixtures import GaussianMixture
 from tinyhall.data.mnist import MNIST, DigitOracle
 from tinyhall.lab.mitigations import log_classes
 from tinyhall.measure import stats
@@ -30,7 +30,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
 from common import seeded
-from tinyhall.core import MLP, GaussianMixture, Schedule, TrajectoryVariance, ddpm, device, sample
+from tinyhall.core import MLP, Schedule, TrajectoryVariance, ddpm, device, sample
+from tinyhall.data.mixtures import GaussianMixture
 from tinyhall.measure.denoising import PostHocVariance
 from tinyhall.store.checkpoint import fit
 from tinyhall.store.files import write_tensors

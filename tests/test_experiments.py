@@ -19,9 +19,10 @@ import torch
 from common import ROOT, one_line, same_bits
 
 import tinyhall
-from tinyhall.core import MLP, GaussianMixture, ddpm, stream
+from tinyhall.core import MLP, ddpm, stream
 from tinyhall.core._check import TinyhallError
 from tinyhall.core.sampling import Sampler
+from tinyhall.data.mixtures import GaussianMixture
 from tinyhall.lab import bench, provenance
 from tinyhall.lab.artifact import available, load
 from tinyhall.lab.draws import PointDraw

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from common import ROOT, one_line, seeded
@@ -649,3 +650,12 @@ def test_without_widgets_there_is_html(package: str, monkeypatch: pytest.MonkeyP
     with pytest.raises(TinyhallError) as caught:
         _ = figure.widget
     one_line(caught.value, "widget", package)
+
+
+def test_a_sheet_of_pictures_as_people_hold_them() -> None:
+    for images in (torch.zeros(3, 1, 8, 16), torch.zeros(3, 4, 8, 8), np.zeros((3, 12, 8, 3), np.float32)):
+        sheet = explore.sprite(images)
+        assert sheet["cell"] == 48 and sheet["sprite"].startswith("data:image/")
+    with pytest.raises(TinyhallError) as caught:
+        explore.sprite(torch.zeros(8, 8))
+    one_line(caught.value, "images", "[n, height, width, channels]")

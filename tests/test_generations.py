@@ -573,7 +573,7 @@ def test_a_window_that_the_sampler_skips_is_refused(tmp_path: Path) -> None:
     for arm in ARMS:  # all score their samples, also those that do not filter by it
         with pytest.raises(TinyhallError) as caught:
             run(tmp_path, sampler=ddim(sample_steps=4), metric=TrajectoryVariance((0, 10)), arm=arm)
-        one_line(caught.value, "window", "2 steps", "got 1 in [0,10)")
+        one_line(caught.value, "window", "2 steps", "got 1 with t in [0,10)")
         assert not files(tmp_path)
     run(tmp_path, sampler=ddim(sample_steps=4), metric=TrajectoryVariance((0, 30)), generations=1)
 

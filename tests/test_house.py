@@ -169,5 +169,5 @@ def test_the_map_names_every_room() -> None:
         assert re.search(rf"\b{re.escape(room)}\b", told), f"{room} is not in book/inside.md"
     reference = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
     for path in FILES:
-        if not path.stem.startswith("_") and path.parent != PACKAGE:
+        if not path.stem.startswith("_") and path.parent not in (PACKAGE, PACKAGE / "adapters"):
             assert f"automodule:: {name(path)}\n" in reference, f"{name(path)} is not in book/api.md"

@@ -163,9 +163,9 @@ def test_refuses_a_window_outside_the_schedule_or_visited_less_than_twice() -> N
     TrajectoryVariance((90, 100)).check(schedule, (99, 95, 3))
     for window, times, parts in (
         ((90, 101), every, ("(90, 101)", "b <= 100")),
-        ((90, 91), every, ("the sampler makes 2 steps", "got 1 in [90,91)")),
-        ((90, 100), (95, 89, 0), ("the sampler makes 2 steps", "got 1 in [90,100)")),
-        ((10, 20), (95, 0), ("the sampler makes 2 steps", "got 0 in [10,20)")),
+        ((90, 91), every, ("the sampler makes 2 steps", "got 1 with t in [90,91)")),
+        ((90, 100), (95, 89, 0), ("the sampler makes 2 steps", "got 1 with t in [90,100)")),
+        ((10, 20), (95, 0), ("the sampler makes 2 steps", "got 0 with t in [10,20)")),
     ):
         with pytest.raises(TinyhallError) as caught:
             TrajectoryVariance(window).check(schedule, times)
@@ -200,28 +200,29 @@ def test_a_window_in_alpha_bar_is_the_window_in_t(schedule: Schedule, bounds: tu
     inside = [t for t, a in enumerate(schedule.alpha_bar.tolist()) if bounds[0] <= a <= bounds[1]]
     by_t, by_noise = TrajectoryVariance((inside[0], inside[-1] + 1)), TrajectoryVariance(alpha_bar=bounds)
     out = sample(wavy, schedule, 9, shape=(2,), generator=seeded(1), metrics=[by_t, by_noise], batch_size=4)
-    assert by_noise.window == by_t.window
+    assert by_noise.count == by_t.count == len(inside)
     assert list(out.scores) == [by_t.name, by_noise.name]
     assert torch.equal(out.scores[by_t.name], out.scores[by_noise.name])
     assert bool((out.scores[by_t.name] > 0).all())
 
 
 def test_one_metric_finds_its_window_on_every_schedule() -> None:
-    metric, windows = TrajectoryVariance(alpha_bar=(0.5, 0.9)), []
+    metric, counts = TrajectoryVariance(alpha_bar=(0.5, 0.9)), set()
     for schedule in SCHEDULES:
         sample(wavy, schedule, 2, shape=(2,), generator=seeded(1), metrics=[metric])
-        assert metric.window == schedule.window(0.5, 0.9)
-        windows.append(metric.window)
-    assert len(set(windows)) == len(windows)
+        a, b = schedule.window(0.5, 0.9)
+        assert metric.count == b - a
+        counts.add(b - a)
+    assert len(counts) > 1
 
 
 @pytest.mark.parametrize(
     ("metric", "parts"),
     [
-        (lambda: TrajectoryVariance((10, 20)), ("got 1 in [10,20)",)),
-        (lambda: TrajectoryVariance(alpha_bar=SHORT.alpha_bars((10, 20))), ("got 1 in [10,20)",)),
-        (lambda: TrajectoryVariance(alpha_bar=(0.99999, 1.0)), ("low, high", "bounds with a t of")),
-        (lambda: TrajectoryVariance(alpha_bar=(0.9, 0.5)), ("low, high", "0.9 and 0.5")),
+        (lambda: TrajectoryVariance((10, 20)), ("got 1 with t in [10,20)",)),
+        (lambda: TrajectoryVariance(alpha_bar=SHORT.alpha_bars((10, 20))), ("got 1 with a noise share",)),
+        (lambda: TrajectoryVariance(alpha_bar=(0.99999, 1.0)), ("got 0 with a noise share",)),
+        (lambda: TrajectoryVariance(alpha_bar=(0.9, 0.5)), ("alpha_bar", "(0.9, 0.5)")),
     ],
 )
 def test_a_window_without_two_steps_is_refused_before_anything_is_drawn(
@@ -238,16 +239,16 @@ def test_a_window_without_two_steps_is_refused_before_anything_is_drawn(
     assert torch.equal(g.get_state(), before)
 
 
-def test_an_alpha_bar_asks_for_a_schedule_and_no_window() -> None:
+def test_an_alpha_bar_asks_for_a_noise_share_and_no_window() -> None:
     with pytest.raises(TinyhallError) as caught:
         TrajectoryVariance(alpha_bar=(0.5, 0.9)).update(step(3, torch.ones(2, 1)))
-    one_line(caught.value, "alpha_bar", "a schedule")
+    one_line(caught.value, "step", "says its noise")
     with pytest.raises(TinyhallError) as caught:
         TrajectoryVariance(alpha_bar=(0.5, 0.9)).score()
     one_line(caught.value, "window", "at least 2 steps", "got 0")
     with pytest.raises(TinyhallError) as caught:
         TrajectoryVariance((0, 10), alpha_bar=(0.5, 0.9))
-    one_line(caught.value, "window, alpha_bar", "one of them", "(0, 10) and (0.5, 0.9)")
+    one_line(caught.value, "window", "one of window, noise, alpha_bar, last", "(0, 10)", "(0.5, 0.9)")
 
 
 # --- the sums
@@ -296,5 +297,31 @@ def test_too_few_are_told_with_what_was_looked_for() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert (th.Metric, th.Step, th.TrajectoryVariance) == (Metric, Step, TrajectoryVariance)
-    assert Step._fields == ("t", "x", "x0_hat", "eps", "walk")
+    assert Step._fields == ("t", "x", "x0_hat", "eps", "noise", "left", "walk")
     assert step(0, torch.ones(1, 1)).walk is None
+
+
+def test_windows_by_noise_and_by_steps_left() -> None:
+    """On its own schedule each names the same steps as the window in t that it stands for."""
+    schedule, g = Schedule.linear(1e-3, 0.2, 100), seeded()
+    share = schedule.noise_share(12)
+    ratio = float((1 - schedule.alpha_bar[12]) / schedule.alpha_bar[12]) ** 0.5
+    assert share == pytest.approx(ratio / (1 + ratio), rel=1e-12)
+    metrics = [TrajectoryVariance((0, 12)), TrajectoryVariance(noise=(0, share)), TrajectoryVariance(last=12)]
+    out = sample(lambda x, t, label=None: x / 2, schedule, 5, shape=(2,), metrics=metrics, generator=g)
+    scores = list(out.scores.values())
+    assert torch.equal(scores[0], scores[1]) and torch.equal(scores[0], scores[2])
+    assert list(out.scores) == ["variance[0,12)", f"variance noise[0,{share:.3g})", "variance last 12"]
+    for empty in (TrajectoryVariance(noise=(0, 0.5)), TrajectoryVariance(last=2)):
+        with pytest.raises(TinyhallError) as caught:
+            empty.update(step(0, torch.ones(3, 2)))
+        one_line(caught.value, "step")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"noise": (0.5, 0.2)}, {"noise": 0.3}, {"noise": (0, 2)}, {"last": 0}, {"last": 2, "noise": (0, 1)}]
+)
+def test_refuses_bad_noise_and_last(bad: dict[str, object], unchecked: None) -> None:
+    with pytest.raises(TinyhallError) as caught:
+        TrajectoryVariance(**bad)  # type: ignore[arg-type]
+    one_line(caught.value, "window" if len(bad) > 1 else next(iter(bad)))

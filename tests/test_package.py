@@ -164,7 +164,7 @@ def test_a_name_is_the_same_wherever_it_is_asked_for() -> None:
     }.items():  # fmt: skip
         assert getattr(th, name) is getattr(importlib.import_module(f"tinyhall.{module}"), name)
     for face, name, module in (
-        ("datasets", "GaussianMixture", "core.mixture"), ("datasets", "MNIST", "data.mnist"),
+        ("datasets", "GaussianMixture", "data.mixtures"), ("datasets", "MNIST", "data.mnist"),
         ("datasets", "Hands", "data.hands"), ("datasets", "SimpleShapes", "data.shapes"),
         ("datasets", "HandPhotos", "data.hands"), ("nets", "MLP", "core.mlp"), ("nets", "UNet", "core.unet"),
         ("nets", "Tabulated", "measure.density"),

@@ -11,7 +11,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
+from common import one_line
 
+from tinyhall.core._check import TinyhallError
 from tinyhall.figures import plots
 
 
@@ -148,3 +151,19 @@ def test_a_table_names_its_columns_and_links_its_rows() -> None:
     assert "href='#two-of-a-shape'" in linked
     with pytest.raises(ValueError):
         plots.table(("claim",), [("more cells", "than columns")])
+
+
+def test_gallery_takes_pictures_as_people_hold_them() -> None:
+    plots.use()
+    for images in (
+        torch.zeros(2, 3, 8, 16),
+        torch.zeros(2, 4, 8, 8),
+        np.zeros((2, 8, 16, 3)),
+        np.zeros((2, 8, 8, 4), np.uint8),
+    ):
+        figure = plots.gallery({"": images})
+        assert len(figure.axes) == 2
+        plt.close(figure)
+    with pytest.raises(TinyhallError) as caught:
+        plots.gallery({"": torch.zeros(8, 8)})
+    one_line(caught.value, "images", "[n, channels, height, width]")

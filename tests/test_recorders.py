@@ -105,8 +105,8 @@ def test_a_sweep_refuses_other_ends_and_bad_windows() -> None:
     WindowSweep([(0, 2), (58, 60)]).check(SCHEDULE, every)
     for windows, times, parts in (
         ([(0, 2), (50, 61)], every, ("(50, 61)", "b <= 60")),
-        ([(0, 9), (20, 21)], every, ("makes 2 steps", "got 1 in [20,21)")),
-        ([(0, 9), (20, 40)], (50, 30, 5, 2), ("makes 2 steps", "got 1 in [20,40)")),
+        ([(0, 9), (20, 21)], every, ("makes 2 steps", "got 1 with t in [20,21)")),
+        ([(0, 9), (20, 40)], (50, 30, 5, 2), ("makes 2 steps", "got 1 with t in [20,40)")),
     ):
         with pytest.raises(TinyhallError) as caught:
             WindowSweep(windows).check(SCHEDULE, times)

@@ -592,7 +592,7 @@ def walk(**changed: object) -> object:
         (lambda: go(device="abacus"), ("device", "of this machine", "abacus")),
         (
             lambda: go(metrics=[TrajectoryVariance((1, 2))], sampler=ddim(sample_steps=4)),
-            ("window", "the sampler makes 2 steps", "got 0 in [1,2)"),
+            ("window", "the sampler makes 2 steps", "got 0 with t in [1,2)"),
         ),
         (lambda: walk(of=(5,)), ("shape", "(n, *shape)", "(5,)")),
         (lambda: walk(of=(0, 2)), ("shape", "at least 1", "(0, 2)")),

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from tinyhall.core import training
 from tinyhall.core._check import TinyhallError
-from tinyhall.core.mixture import GaussianMixture
 from tinyhall.core.mlp import MLP
 from tinyhall.core.sampling import ddim, sample
 from tinyhall.core.schedule import Schedule
 from tinyhall.core.training import Run, TrainingConfig, start, train
 from tinyhall.core.unet import UNet
+from tinyhall.data.mixtures import GaussianMixture
 
 SCHEDULE = Schedule.linear(1e-3, 0.2, 100)
 DATA = GaussianMixture.line().sample(50, seeded(100))

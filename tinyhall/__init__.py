@@ -25,6 +25,8 @@ __version__ = "0.2.0"
 # Names of the wings, and the modules that have them.
 _LAZY = {
     "from_diffusers": "adapters",
+    "overlay": "adapters",
+    "step_at": "adapters",
     "watch": "adapters",
     "Filter": "measure.filtering",
     "split": "measure.filtering",
@@ -38,8 +40,10 @@ _LAZY = {
     "mean": "measure.stats",
     "roc": "measure.stats",
     "sliced_wasserstein": "measure.stats",
+    "GaussianMixture": "data.mixtures",
     "fit": "store.checkpoint",
     "recurse": "store.generations",
+    "hybrid": "lab.mitigations",
     "available": "lab.artifact",
     "histories": "lab.artifact",
     "load": "lab.artifact",

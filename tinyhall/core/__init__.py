@@ -6,17 +6,17 @@ To be read in this order, an evening's worth: `schedule`, `mixture`, `mlp`, `une
 
 from ._check import TinyhallError
 from .metrics import Metric, Step, TrajectoryVariance
-from .mixture import GaussianMixture
+from .mixture import Mixture
 from .mlp import MLP
 from .network import conditioned
 from .noise import stream
 from .recursion import lowest_k
-from .sampling import Samples, ddim, ddpm, hybrid, reverse, sample
+from .sampling import Samples, ddim, ddpm, reverse, sample
 from .schedule import Schedule
 from .training import Run, TrainingConfig, TrainStep, train
 from .unet import UNet
 
 __all__ = [
-    "GaussianMixture", "MLP", "Metric", "Run", "Samples", "Schedule", "Step", "TinyhallError", "TrainStep", "TrainingConfig",
-    "TrajectoryVariance", "UNet", "conditioned", "ddim", "ddpm", "hybrid", "lowest_k", "reverse", "sample", "stream", "train",
+    "Mixture", "MLP", "Metric", "Run", "Samples", "Schedule", "Step", "TinyhallError", "TrainStep", "TrainingConfig",
+    "TrajectoryVariance", "UNet", "conditioned", "ddim", "ddpm", "lowest_k", "reverse", "sample", "stream", "train",
 ]  # fmt: skip

@@ -92,3 +92,11 @@ def window(value: Any, steps: int | None = None) -> tuple[int, int]:
     if steps is not None and value[1] > steps:
         raise fail("window", value, f"b <= {steps}, the schedule's number of steps")
     return int(value[0]), int(value[1])
+
+
+def shares(name: str, value: Any) -> tuple[float, float]:
+    """(a, b) stands for a <= share < b."""
+    ok = isinstance(value, (tuple, list)) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    if not ok or not 0 <= value[0] < value[1] <= 1:
+        raise fail(name, value, "two numbers (a, b) with 0 <= a < b <= 1")
+    return float(value[0]), float(value[1])

@@ -36,6 +36,20 @@ def pick(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64 (Apple's MPS)."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError:
+        return torch.float32
+    return torch.float64
+
+
+def exact(x: Tensor) -> Tensor:
+    """x in float64: where it lies, or on the processor if its device has none."""
+    return x.to(torch.float64) if widest(x.device) is torch.float64 else x.cpu().to(torch.float64)
+
+
 @cache
 def keep_freed_memory() -> None:
     """Spares a processor thousands of page faults a step, where a loop allocates the same tensors again and again.

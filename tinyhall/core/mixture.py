@@ -6,31 +6,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 
 from . import _check
+from . import device as _device
 from ._typing import Bool, Float, Int, Tensor
 from .schedule import Schedule
 
 _CHUNK = 131_072  # rows of points against modes at a time: distances to 25 modes stay under 30 MB
 
-IN_SUPPORT, INTERPOLATED, ELSEWHERE = 0, 1, 2
-
-
-class Judgement(NamedTuple):
-    """What a mixture says of samples, each field of length n."""
-
-    mode: Int[Tensor, " n"]  # index of the nearest mode
-    distance: Float[Tensor, " n"]  # to it, in the mixture's std
-    kind: Int[Tensor, " n"]  # IN_SUPPORT 0, INTERPOLATED 1, ELSEWHERE 2
-    pair: Int[Tensor, "n 2"]  # the two modes between which it lies, lower index first; (-1, -1) in support
+M = TypeVar("M", bound="Mixture")
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianMixture:
-    """Equal round Gaussians, drawn in turn as in the paper's code: sample i comes from mode i mod k.
+class Mixture:
+    """Equal round Gaussians, drawn in turn as in the paper's code: sample i comes from mode i mod k. `tinyhall.data` has the
+    one that says of a point between which modes it lies.
 
     Args:
         means: float64 `[k, dim]`, in the units of the data.
@@ -50,13 +43,13 @@ class GaussianMixture:
         _check.positive("std", self.std)
 
     @classmethod
-    def line(cls, means: Sequence[float] = (1, 2, 3), std: float = 0.05) -> GaussianMixture:
+    def line(cls: type[M], means: Sequence[float] = (1, 2, 3), std: float = 0.05) -> M:
         """The paper's 1D data: modes at `means`, not normalised."""
         label = ",".join(f"{m:g}" for m in means)
         return cls(torch.tensor(list(means), dtype=torch.float64).reshape(-1, 1), std, f"line({label})")
 
     @classmethod
-    def grid(cls, side: int = 5, spacing: float = 2.0, std: float = 0.05) -> GaussianMixture:
+    def grid(cls: type[M], side: int = 5, spacing: float = 2.0, std: float = 0.05) -> M:
         """The paper's square: side x side modes `spacing` apart, everything divided by the whole's standard deviation.
 
         With the defaults that divisor is sqrt(0.05^2 + 8) = 2.829, so modes lie 0.707, or 40 std, apart.
@@ -64,7 +57,7 @@ class GaussianMixture:
         return cls._lattice(side, spacing, std, diamond=False, scale=None)
 
     @classmethod
-    def diamond(cls, side: int = 5, spacing: float = 2.0, std: float = 0.05, *, same_spacing: bool = False) -> GaussianMixture:
+    def diamond(cls: type[M], side: int = 5, spacing: float = 2.0, std: float = 0.05, *, same_spacing: bool = False) -> M:
         """The paper's "rotated" square, its corners on the axes, divided by the *square's* standard deviation.
 
         In the paper's code the rotation also shrinks: modes lie spacing/sqrt(2) apart, 0.500 or 28 std with the defaults.
@@ -73,7 +66,7 @@ class GaussianMixture:
         return cls._lattice(side, spacing, std, diamond=True, scale=math.sqrt(2) if same_spacing else None)
 
     @classmethod
-    def _lattice(cls, side: int, spacing: float, std: float, *, diamond: bool, scale: float | None) -> GaussianMixture:
+    def _lattice(cls: type[M], side: int, spacing: float, std: float, *, diamond: bool, scale: float | None) -> M:
         _check.positive_int("side", side)
         _check.positive("spacing", spacing)
         _check.positive("std", std)
@@ -106,33 +99,12 @@ class GaussianMixture:
         _check.generator("generator", generator)
         noise = torch.randn(n, self.dim, generator=generator, device=generator.device)
         mode = torch.arange(n, device=generator.device) % len(self.means)
-        return self.means.to(noise)[mode] + self.std * noise
+        return self.means.to(noise.dtype).to(noise.device)[mode] + self.std * noise
 
     def in_support(self, x: Float[Tensor, "n dim"], width: float = 6.0) -> Bool[Tensor, " n"]:
         """Within `width` std of some mode: 6 is the paper's number (section 5.2). It loses 2e-9 of true 1D data, 2e-8 of 2D."""
         _check.positive("width", width)
         return self.nearest(x)[1] <= width
-
-    def judge(self, x: Float[Tensor, "n dim"], width: float = 6.0) -> Judgement:
-        """Where each point lies: in support; *interpolated*, out of it yet within `width` std of a segment that joins two
-        modes (the rule of arXiv 2605.06831); or elsewhere.
-
-        In the plane many segments pass near a point, and the long ones nearly everywhere. `pair` is therefore the *closest
-        pair of modes* with a segment within `width` std (of equally close pairs, the one whose segment is nearest); for a
-        point elsewhere, the pair whose segment is nearest.
-        """
-        _check.positive("width", width)
-        mode, distance = self.nearest(x)
-        kind = torch.full_like(mode, IN_SUPPORT)
-        pair = torch.full((len(x), 2), -1, dtype=torch.int64, device=x.device)
-        out = (distance > width).nonzero()[:, 0]
-        # Rows against all pairs of modes at a time: their distances take some 30 MB a step.
-        pairs = len(self.means) * (len(self.means) - 1) // 2
-        for rows in out.split(max(2**22 // max(pairs * self.dim, 1), 1)):
-            gap, joined = self._nearest_segment(x[rows], width * self.std)
-            kind[rows] = torch.where(gap <= width * self.std, INTERPOLATED, ELSEWHERE)
-            pair[rows] = joined
-        return Judgement(mode, distance, kind, pair)
 
     def nearest(self, x: Float[Tensor, "n dim"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
         """The nearest mode of each point, and how many std away it is; infinitely many for what is not finite."""
@@ -140,63 +112,19 @@ class GaussianMixture:
         self._fits(x)
         modes, distances = [], []
         for part in x.split(_CHUNK):
-            gap = torch.cdist(part.double(), self.means.to(x.device), compute_mode="donot_use_mm_for_euclid_dist")
+            part = _device.exact(part)
+            gap = torch.cdist(part, self.means.to(part.device), compute_mode="donot_use_mm_for_euclid_dist")
             d, m = gap.min(dim=1)
-            modes.append(m)
-            distances.append((d / self.std).float().nan_to_num(nan=math.inf, posinf=math.inf))  # NaN lies nowhere
+            modes.append(m.to(x.device))
+            d = (d / self.std).float().nan_to_num(nan=math.inf, posinf=math.inf)  # NaN lies nowhere
+            distances.append(d.to(x.device))
         return torch.cat(modes), torch.cat(distances)
-
-    def _nearest_segment(self, x: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-        """The pair of modes `[n, 2]` that `judge` names for each point, and the distance `[n]` to its segment."""
-        if len(self.means) < 2:
-            return torch.full((len(x),), math.inf, device=x.device), torch.full((len(x), 2), -1, device=x.device)
-        ends, order = self._pairs
-        ends, order = ends.to(x.device), order.to(x.device)
-        means = self.means.to(x.device)
-        start, along = means[ends[:, 0]], means[ends[:, 1]] - means[ends[:, 0]]  # [pairs, dim]
-        x = x.double().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)
-        away = x[:, None] - start  # [n, pairs, dim]
-        share = ((away * along).sum(-1) / along.square().sum(-1)).clamp(0, 1)
-        gap = (away - share[..., None] * along).norm(dim=-1)
-        # Within reach, pairs are ranked by their order and then by the gap; out of it by the gap alone. On a lattice many
-        # segments overlap, and rounding must not decide: a longer one out of reach has to be nearer by a real margin.
-        near = gap <= reach
-        least = torch.where(near, order, len(ends) + 1).amin(1, keepdim=True)
-        candidates = torch.where(near.any(1, keepdim=True), near & (order == least), True)
-        closest = gap.masked_fill(~candidates, math.inf)
-        best = (closest <= closest.amin(1, keepdim=True) + 1e-6 * self.std).float().argmax(dim=1)
-        return gap.gather(1, best[:, None])[:, 0], ends[best]
-
-    @cached_property
-    def _pairs(self) -> tuple[Tensor, Tensor]:
-        """All pairs of modes `[pairs, 2]`, the closest first, and the order of each (see `neighbour_order`)."""
-        ends = torch.combinations(torch.arange(len(self.means)), 2)
-        lengths = (self.means[ends[:, 1]] - self.means[ends[:, 0]]).norm(dim=1)
-        lengths, index = lengths.sort(stable=True)
-        apart = lengths.diff() > 1e-9 * lengths[1:]
-        return ends[index], torch.cat([torch.ones(1, dtype=torch.int64), 1 + apart.long().cumsum(0)])
-
-    def neighbour_order(self, pair: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
-        """How near the two modes of each pair are among all pairs: 1 for nearest neighbours, 2 for second-nearest (on a square
-        lattice the diagonal), and so on; 0 for (-1, -1).
-
-        Raises:
-            TinyhallError: a pair that is not two distinct modes.
-        """
-        ends, order = self._pairs
-        k = len(self.means)
-        table = torch.zeros(k + 1, k + 1, dtype=torch.int64)  # the last row and column are those of -1
-        table[ends[:, 0], ends[:, 1]] = table[ends[:, 1], ends[:, 0]] = order
-        inside = (pair >= -1) & (pair < k)
-        out = table[tuple(pair.cpu().clamp(-1, k - 1).T)] if len(pair) else torch.empty(0, dtype=torch.int64)
-        if not bool(inside.all()) or bool((out == 0).logical_and(pair.cpu().amax(1) >= 0).any()):
-            raise _check.fail("pair", pair, f"pairs of two distinct modes of 0..{k - 1}, or (-1, -1)")
-        return out
 
     def log_density(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
         """log p(x), natural logarithm, float64 inside. Raises TinyhallError for x of another dimension."""
         self._fits(x)
-        return self._components(x.double(), torch.ones(1, dtype=torch.float64, device=x.device), self.std**2)[0].float()
+        z = _device.exact(x)
+        return self._components(z, torch.ones_like(z[:1, 0]), self.std**2)[0].float().to(x.device)
 
     def _fits(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != self.dim:
@@ -219,13 +147,13 @@ class GaussianMixture:
 
         def exact(x: Float[Tensor, "n dim"], t: Int[Tensor, " n"], label: Tensor | None = None) -> Float[Tensor, "n dim"]:
             self._fits(x)
-            log_bar = schedule.log_alpha_bar.to(x.device)[t[:1] if t.stride(0) == 0 else t]
+            z = _device.exact(x)
+            log_bar = schedule.log_alpha_bar.to(z.device)[(t[:1] if t.stride(0) == 0 else t).to(z.device)]
             bar, noise = log_bar.exp(), -torch.expm1(log_bar)  # [n] or [1]
-            z = x.double()
             total = bar * self.std**2 + noise  # variance of one noised mode
             share = self._components(z, bar.sqrt(), total)[1]
             # Within mode k, E[eps | x_t] = sqrt(1 - abar) (x - sqrt(abar) mu_k) / total; then average over modes.
             centre = bar.sqrt()[:, None] * (share @ self.means.to(z))
-            return ((noise.sqrt() / total)[:, None] * (z - centre)).to(x.dtype)
+            return ((noise.sqrt() / total)[:, None] * (z - centre)).to(x.dtype).to(x.device)
 
         return exact

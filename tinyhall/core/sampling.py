@@ -121,25 +121,6 @@ class ddim:
         ]
 
 
-@_renamed.fields(steps="sample_steps")
-@dataclass(frozen=True)
-class hybrid:
-    """DDIM, then ancestral steps for the last `stochastic`, of which the very last adds no noise (the remedy of arXiv
-    2605.06831)."""
-
-    stochastic: int = 4
-    variance: str = "small"
-    sample_steps: int | Sequence[int] | None = None
-
-    def __post_init__(self) -> None:
-        _check.positive_int("stochastic", self.stochastic)
-
-    def __call__(self, schedule: Schedule) -> list[Coefficients]:
-        first, last = ddim(sample_steps=self.sample_steps)(schedule), ddpm(self.variance, self.sample_steps)(schedule)
-        cut = max(len(first) - self.stochastic, 0)
-        return first[:cut] + last[cut:]
-
-
 def reverse(
     net: Net, schedule: Schedule, shape: Sequence[int], *, sampler: Sampler = ddpm(), generator: torch.Generator | Noise,
     x: Tensor | None = None, label: Tensor | None = None, guidance: float | None = None,
@@ -206,7 +187,7 @@ def coefficients(sampler: Any, schedule: Schedule) -> list[Coefficients]:
 
 def _walk(walk: Walk, steps: list[Coefficients], x: Tensor) -> Iterator[Step]:
     _device.keep_freed_memory()
-    for c in steps:
+    for left, c in zip(reversed(range(len(steps))), steps, strict=True):
         # An expanded scalar, not n copies: a network may notice and work its time features out once.
         t = torch.tensor([c.t], device=x.device).expand(len(x))
         with torch.no_grad():
@@ -215,7 +196,7 @@ def _walk(walk: Walk, steps: list[Coefficients], x: Tensor) -> Iterator[Step]:
             x = c.x * x + c.eps * eps
             if c.noise > 0:
                 x += c.noise * walk.noise.randn(x.shape)
-        yield Step(c.t, x, x0_hat, eps, walk)
+        yield Step(c.t, x, x0_hat, eps, walk.schedule.noise_share(c.t), left, walk)
     if not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise _check.TinyhallError(f"samples: expected finite values, got {bad} of {len(x)} that are not")
@@ -302,6 +283,8 @@ def chunks(
         batch = _check.positive_int("batch_size", config.batch_size)
     if label is not None:
         _check.labels("label", label, n)
+    if not isinstance(metrics, Sequence):
+        raise _check.fail("metrics", metrics, "a list of metrics")
     times = [c.t for c in coefficients(config.sampler, schedule)]
     for metric in metrics:
         metric.check(schedule, times)

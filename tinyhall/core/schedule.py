@@ -136,6 +136,12 @@ class Schedule:
         a, b = _check.window(window, self.timesteps)
         return float(self.alpha_bar[b - 1]), float(self.alpha_bar[a])
 
+    def noise_share(self, t: int) -> float:
+        """sigma / (1 + sigma) at t, where sigma is the ratio of noise to signal: 0 for data, 1 for noise. It is the time of
+        flow matching, and means the same under every schedule."""
+        log = float(self.log_alpha_bar[t])
+        return 1 / (1 + math.exp(0.5 * log) / math.sqrt(-math.expm1(log)))
+
     def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """table[t] in x's dtype and on its device, shaped to multiply x."""
         # Python would take -1 for the last step. Elsewhere than on a processor a look at t would stall the device.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +119,8 @@ def start(
             _check.classes(label, known)
         label = label.to(device)
     capturable = all(p.is_cuda for p in net.parameters())
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, fused=True, capturable=capturable)
+    fused = all(p.device.type in ("cpu", "cuda") for p in net.parameters())  # not everywhere in older versions of torch
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, fused=fused, capturable=capturable)
     average = None if config.ema is None else {k: v.detach().clone() for k, v in net.state_dict().items()}
     order = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     # Detached: microbatches share a batch, and none may walk back into what made the data.
@@ -209,7 +211,7 @@ def _capture(run: Run, update: Callable[[Tensor], Tensor], rows: Tensor) -> Call
         try:
             with torch.cuda.graph(graph, stream=_stream(rows.device)):
                 loss = update(place)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise _check.TinyhallError(f"captured: expected {wanted}, got True; begin again in a new process") from error
@@ -239,7 +241,8 @@ def _gradients(
     low, high = n * k // world, n * (k + 1) // world
     for i in range(low, high, microbatch):
         part = slice(i, min(i + microbatch, high))
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+        # Of other devices torch 2.4 knows no autocast, not even to switch it off.
+        with torch.autocast(x.device.type, dtype=torch.bfloat16) if bf16 else nullcontext():
             out = net(x[part], t[part]) if label is None else net(x[part], t[part], label[part])
         loss = F.mse_loss(_check.eps(out, x[part]).float(), eps[part], reduction="sum") / eps.numel()
         loss.backward()

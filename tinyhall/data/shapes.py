@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core import _check
+from ..core import device as _device
 from ..core._typing import Bool, Float, Int, Tensor
 from ..core.schedule import Schedule
 
@@ -151,7 +152,7 @@ class SimpleShapes:
         # The 7 sets of shapes that are not empty, by their probabilities: the same as to draw blank images again.
         sets = torch.cartesian_prod(*[torch.arange(2)] * 3)[1:]
         weights = self.p ** sets.sum(1).double() * (1 - self.p) ** (3 - sets.sum(1)).double()
-        drawn = torch.multinomial(weights.to(device), n, replacement=True, generator=generator)
+        drawn = torch.multinomial(weights.to(_device.widest(device)).to(device), n, replacement=True, generator=generator)
         present = sets.to(device)[drawn]  # [n, 3]
         out = torch.full((n, *self.shape), -1.0, device=device)
         for c, column in enumerate(self._columns):
@@ -172,10 +173,11 @@ class SimpleShapes:
             x: Float[Tensor, "n 1 size size"], t: Int[Tensor, " n"], label: Tensor | None = None
         ) -> Float[Tensor, "n 1 size size"]:
             self._check_images(x)
-            bar = schedule.alpha_bar.to(x.device)[t][:, None, None, None]
-            parts = zip(x.double().split(_CHUNK), bar.split(_CHUNK), strict=True)
+            exactly = _device.exact(x)
+            bar = schedule.alpha_bar.to(exactly.device)[t.to(exactly.device)][:, None, None, None]
+            parts = zip(exactly.split(_CHUNK), bar.split(_CHUNK), strict=True)
             mean = torch.cat([self._mean(z, b) for z, b in parts])
-            return ((x.double() - bar.sqrt() * mean) / (1 - bar).sqrt()).to(x.dtype)
+            return ((exactly - bar.sqrt() * mean) / (1 - bar).sqrt()).to(x.dtype).to(x.device)
 
         return exact
 

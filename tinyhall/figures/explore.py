@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from ..adapters import pictures
 from ..core import _check
 from ..core._typing import Bool, Float, Int, Tensor
-from ..core.mixture import GaussianMixture
 from ..core.mlp import MLP
 from ..core.sampling import Sampler
 from ..core.schedule import Schedule
 from ..data.images import quantised
+from ..data.mixtures import GaussianMixture
 from ..measure import stats
 from ..measure.filtering import Filter
 from .widgets import Explorer
@@ -211,7 +212,7 @@ def brush(
 
 
 def gallery(
-    images: Float[Tensor, "n channels size size"],
+    images: Any,
     scores: Mapping[str, Float[Tensor, " n"]],
     kind: Int[Tensor, " n"],
     kinds: Sequence[str],
@@ -219,7 +220,7 @@ def gallery(
     """Images sorted by the score of the reader's choice.
 
     Args:
-        images: in -1..1.
+        images: see `tinyhall.adapters.pictures`.
         scores: by name; the highest comes first.
         kind: of each image, an index of `kinds`, whose first is in support.
 
@@ -346,12 +347,15 @@ def _levels(values: Tensor, low: float, high: float) -> dict[str, Any]:
     return {"packed": base64.b64encode(level.numpy().astype("<u2").tobytes()).decode(), "low": low, "high": high}
 
 
-def sprite(images: Float[Tensor, "n channels size size"], columns: int = 12) -> dict[str, Any]:
+def sprite(images: Any, columns: int = 12) -> dict[str, Any]:
     """Images on one sheet, in a data URL under `sprite`, with its number of `columns` and the size of a `cell`.
 
     Grey ones come as PNG, coloured ones, whose noise PNG cannot make smaller, as JPEG."""
     from PIL import Image
 
+    images = pictures(images)
+    side = max(images.shape[2:])  # cells are square; what is not stands on black
+    images = torch.nn.functional.pad(images, (0, side - images.shape[3], 0, side - images.shape[2]), value=-1.0)
     n, channels, height, width = images.shape
     scale = max(48 // width, 1)  # small images are drawn larger; the browser keeps the pixels' edges
     rows = -(-n // columns)

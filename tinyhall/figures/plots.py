@@ -11,6 +11,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from ..adapters import pictures
+
 # Okabe and Ito's colours, told apart by every kind of colour vision: data, learned, hallucinated, further ones.
 DATA, LEARNED, BAD, FOURTH, FIFTH = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
 COLOURS = (DATA, LEARNED, FOURTH, FIFTH, BAD, "#56B4E9")
@@ -249,15 +251,15 @@ def fates(t: np.ndarray, chance: dict[str, np.ndarray], *, floor: float | None =
 
 
 def gallery(
-    rows: dict[str, np.ndarray] | Sequence[tuple[str, np.ndarray]],
+    rows: dict[str, Any] | Sequence[tuple[str, Any]],
     *,
     columns: Sequence[str] = (),
     cell: float = 0.8,
     mark: Callable[[Any], Any] | None = None,
 ) -> Figure:
-    """Images `[n, channels, height, width]` in -1..1, a row for each name, in order; `columns` are titles above them. `mark`
-    gives points `[k, 2]` of an image, x and y in pixels, that are marked in it."""
-    named = list(rows.items()) if isinstance(rows, dict) else list(rows)
+    """Images as `tinyhall.adapters.pictures` takes them, a row for each name, in order; `columns` are titles above them.
+    `mark` gives points `[k, 2]` of an image, x and y in pixels, that are marked in it."""
+    named = [(name, pictures(images)) for name, images in (rows.items() if isinstance(rows, dict) else rows)]
     wide = max(len(images) for _, images in named)
     longest = max(len(name) for name, _ in named)
     figure, axes = plt.subplots(

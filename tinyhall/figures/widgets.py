@@ -54,7 +54,7 @@ class Explorer(_Shown):
     """
 
     def __init__(self, module: str, data: dict[str, Any], still: str, state: Sequence[str] = ()) -> None:
-        self.source = "\n".join((_MODULES / f"{name}.js").read_text() for name in ("common", module))
+        self.source = "\n".join((_MODULES / f"{name}.js").read_text(encoding="utf-8") for name in ("common", module))
         self.data, self.still, self.state = data, still, tuple(state)
 
     @property

@@ -17,6 +17,7 @@ from ..core.mlp import MLP
 from ..core.schedule import Schedule
 from ..core.unet import UNet
 from ..measure import stats
+from ..notebook import locate
 from ..store.files import load_weights, read_json, read_tensors
 from . import experiments
 from .experiment import Experiment, folder
@@ -92,7 +93,7 @@ def load(name: str, scale: str = "paper", seed: int = 0, root: str | Path = "art
         TinyhallError: nothing there, a damaged file, or one that another experiment made.
     """
     experiment = experiments.get(name, scale)
-    place = folder(root, experiment, seed)
+    place = folder(locate(root), experiment, seed)
     if not place.is_dir():
         raise _check.TinyhallError(
             f"artifact: expected {place}, got nothing there; make it with "
@@ -112,7 +113,7 @@ def load(name: str, scale: str = "paper", seed: int = 0, root: str | Path = "art
 def available(root: str | Path = "artifacts") -> list[tuple[str, str, int]]:
     """(experiment, scale, seed) of every artifact under root that its experiment still stands by."""
     found: list[Any] = []
-    for file in sorted(Path(root).glob("*/seed*/card.json")):
+    for file in sorted(locate(root).glob("*/seed*/card.json")):
         info = read_json(file)
         if not isinstance(info, dict) or not isinstance(info.get("card"), dict):
             raise _check.TinyhallError(f"artifact: expected what an experiment left, got something else in {file}")

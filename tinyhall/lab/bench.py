@@ -24,6 +24,7 @@ from ..measure import stats
 from ..measure.density import Tabulated
 from ..measure.filtering import Filter
 from ..measure.quality import coverage
+from ..notebook import locate
 from ..store.files import once, read_json, write_json
 from . import experiments
 from .artifact import Artifact, load
@@ -237,6 +238,7 @@ def results(scale: str = "paper", seed: int = 0, root: str | Path = "artifacts")
     Raises:
         TinyhallError: nothing there, or a result of a model that its experiment no longer stands by.
     """
+    root = locate(root)
     found = {name: read_json(_file(root, scale, seed, name)) for name in TASKS if _file(root, scale, seed, name).is_file()}
     if not found:
         raise _check.TinyhallError(

@@ -13,10 +13,10 @@ import torch
 from ..core import device as _device
 from ..core._typing import Net, Tensor
 from ..core.metrics import spelled
-from ..core.mixture import GaussianMixture, Judgement
 from ..core.sampling import SampleConfig, chunks, coefficients
 from ..core.schedule import Schedule
 from ..data.images import Images, local_maximum, quantised
+from ..data.mixtures import GaussianMixture, Judgement
 from ..measure.filtering import detection
 from ..measure.stats import fraction_by_kind
 from .recorders import Trace, WindowSweep

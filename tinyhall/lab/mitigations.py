@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from ..core import _check
+from ..core import _check, _renamed
 from ..core._typing import Float, Int, Net, Tensor
-from ..core.mixture import GaussianMixture
-from ..core.sampling import Sampler, ddim, ddpm, hybrid
+from ..core.device import exact
+from ..core.sampling import Coefficients, Sampler, ddim, ddpm
 from ..core.schedule import Schedule
+from ..data.mixtures import GaussianMixture
 from ..data.mnist import MNIST
 from .detectors import expanded
 from .experiment import Experiment
@@ -70,9 +72,10 @@ def log_modes(mixture: GaussianMixture, schedule: Schedule, x: Float[Tensor, "n 
     one each `[n]`. Raises TinyhallError for x of another dimension."""
     if x.shape[1:] != mixture.means.shape[1:]:
         raise _check.fail("x", x, f"shape [n, {mixture.dim}]")
-    log_bar = schedule.log_alpha_bar.to(x.device)[t]
+    x = exact(x)
+    log_bar = schedule.log_alpha_bar.to(x.device)[t.to(x.device)]
     variance = (log_bar.exp() * mixture.std**2 - torch.expm1(log_bar)).reshape(-1, 1)
-    gap = (x.double()[:, None] - (0.5 * log_bar).exp().reshape(-1, 1, 1) * mixture.means.to(x.device)).square().sum(-1)
+    gap = (x[:, None] - (0.5 * log_bar).exp().reshape(-1, 1, 1) * mixture.means.to(x.device)).square().sum(-1)
     return (-0.5 * gap / variance).log_softmax(1)
 
 
@@ -98,6 +101,25 @@ def _(data: MNIST, schedule: Schedule, device: torch.device) -> LogClasses | Non
         return logits if int(t[0]) < half else 0 * logits
 
     return digits
+
+
+@_renamed.fields(steps="sample_steps")
+@dataclass(frozen=True)
+class hybrid:
+    """DDIM, then ancestral steps for the last `stochastic`, of which the very last adds no noise (the remedy of arXiv
+    2605.06831)."""
+
+    stochastic: int = 4
+    variance: str = "small"
+    sample_steps: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        _check.positive_int("stochastic", self.stochastic)
+
+    def __call__(self, schedule: Schedule) -> list[Coefficients]:
+        first, last = ddim(sample_steps=self.sample_steps)(schedule), ddpm(self.variance, self.sample_steps)(schedule)
+        cut = max(len(first) - self.stochastic, 0)
+        return first[:cut] + last[cut:]
 
 
 def quadratic(schedule: Schedule, sample_steps: int) -> tuple[int, ...]:

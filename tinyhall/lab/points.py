@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core._typing import Net
-from ..core.mixture import GaussianMixture
 from ..core.mlp import MLP
 from ..core.noise import stream
 from ..core.sampling import Sampler, ddim, ddpm
+from ..data.mixtures import GaussianMixture
 from ..measure.density import Tabulated, sample_density
 from ..store.files import once, write_json, write_tensors
 from .draws import PointDraw

@@ -9,7 +9,7 @@ import torch
 
 from ..core import _check
 from ..core._typing import Float, Tensor
-from ..core.metrics import Moments, Step, spelled, visited_twice
+from ..core.metrics import Moments, Step, TrajectoryVariance, spelled
 from ..core.schedule import Schedule
 
 
@@ -30,7 +30,7 @@ class WindowSweep:
 
     def check(self, schedule: Schedule, times: Sequence[int]) -> None:
         for window in self.windows:
-            visited_twice(window, schedule, times)
+            TrajectoryVariance(window).check(schedule, times)
 
     def reset(self) -> None:
         self._stretches = {pair: Moments() for pair in pairwise(self._ends)}

@@ -9,8 +9,8 @@ import torch
 
 from ..core import _check
 from ..core._typing import Tensor
-from ..core.mixture import INTERPOLATED, GaussianMixture, Judgement
 from ..data.images import quantised
+from ..data.mixtures import INTERPOLATED, GaussianMixture, Judgement
 from ..data.mnist import MNIST
 from ..data.shapes import SimpleShapes
 from ..measure import stats

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def write(path: str | Path, fill: Callable[[Path], None]) -> None:
         with _lock(part, os.O_RDWR | os.O_CREAT):
             try:
                 fill(part)
-                with part.open("rb") as file:
+                with part.open("r+b") as file:  # Windows flushes nothing that is open for reading alone
                     os.fsync(file.fileno())
                 part.chmod(0o644)  # whatever the writer's mask: others read an artifact too
                 os.replace(part, path)
@@ -68,8 +69,9 @@ def alone(folder: Path) -> Iterator[None]:
 def _lock(path: Path, flags: int) -> Iterator[None]:
     try:
         import fcntl
-    except ImportError:  # not on Windows
-        yield
+    except ImportError:  # Windows
+        with _lock_folder(path) if path.is_dir() else nullcontext():
+            yield
         return
     taken = _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it")
     handle = os.open(path, flags, 0o644)
@@ -86,6 +88,27 @@ def _lock(path: Path, flags: int) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def _lock_folder(path: Path) -> Iterator[None]:
+    """As `_lock`, by a file in the folder: Windows opens no folders. What is being written it keeps from others itself."""
+    try:
+        msvcrt: Any = importlib.import_module("msvcrt")
+    except ImportError:  # a browser's Python
+        yield
+        return
+    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        os.close(handle)
+        raise _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it") from None
+    try:
+        yield
+    finally:
+        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
+        os.close(handle)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """An object's digest is written among its keys, as "sha256". Raises TinyhallError where the file cannot be written, where
     JSON cannot hold the value (NaN, for one), or where that key is taken."""
@@ -99,7 +122,7 @@ def write_json(path: str | Path, value: Any) -> None:
     text = json.dumps(plain, indent=1, sort_keys=True) + "\n"
 
     def fill(part: Path) -> None:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
     write(path, fill)
 
@@ -111,7 +134,7 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{constant} is none of its numbers")
 
     try:
-        value = json.loads(_existing(path, _LARGEST_JSON).read_text(), parse_constant=refuse)
+        value = json.loads(_existing(path, _LARGEST_JSON).read_text(encoding="utf-8"), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise _check.TinyhallError(f"artifact: expected JSON, got something else in {path} ({_brief(error)})") from error
     if isinstance(value, dict) and _DIGEST in value and value.pop(_DIGEST) != _of_json(value):
