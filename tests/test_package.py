@@ -81,14 +81,15 @@ def test_the_core_works_with_torch_numpy_safetensors_and_tqdm_alone() -> None:
 import tempfile, pathlib
 import tinyhall.core as core
 assert not [name for name in sys.modules if name.startswith("tinyhall.") and not name.startswith("tinyhall.core")], sys.modules
-g, schedule, data = core.stream(0, "data"), core.Schedule.linear(1e-3, 0.2, 100), core.GaussianMixture.line()
+from tinyhall.data.mixtures import GaussianMixture
+g, schedule, data = core.stream(0, "data"), core.Schedule.linear(1e-3, 0.2, 100), GaussianMixture.line()
 *_, step = core.train(core.MLP(1, 8), data.sample(20, g), schedule, train_steps=3, batch_size=5, lr=1e-3, generator=g)
 out = core.sample(step.run.net, schedule, 12, generator=g, sampler=core.ddim(sample_steps=20),
                   metrics=[core.TrajectoryVariance((0, 50))])
 kept = core.lowest_k(next(iter(out.scores.values())), 10)
 assert len(kept) == 10 and len(data.judge(out.x[kept]).kind) == 10
 images = core.UNet(size=8, widths=(8,), blocks=1, classes=2)
-assert core.sample(images, schedule, 2, generator=g, sampler=core.hybrid(2, sample_steps=3)).x.shape == (2, 1, 8, 8)
+assert core.sample(images, schedule, 2, generator=g, sampler=core.ddim(sample_steps=3)).x.shape == (2, 1, 8, 8)
 import tinyhall as th
 with tempfile.TemporaryDirectory() as folder:
     run = th.fit(core.MLP(1, 8), data.sample(20, g), schedule, train_steps=3, batch_size=5, lr=1e-3, generator=g,

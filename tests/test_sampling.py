@@ -25,13 +25,13 @@ from tinyhall.core.sampling import (
     coefficients,
     ddim,
     ddpm,
-    hybrid,
     reverse,
     sample,
     watched,
 )  # fmt: skip
 from tinyhall.core.schedule import Schedule
 from tinyhall.datasets import GaussianMixture
+from tinyhall.lab.mitigations import hybrid
 from tinyhall.nets import MLP
 
 MILD = Schedule.linear(1e-3, 0.2, 100)  # diffusers keeps float32 tables, which the paper's T = 1000 underflows

@@ -132,7 +132,7 @@ def reverse(
         net: predicts eps.
         schedule: the forward process that it was trained on.
         shape: `(n, *shape)` of the states.
-        sampler: `ddpm()`, `ddim()`, `hybrid()` or any function from a schedule to a list of `Coefficients`.
+        sampler: `ddpm()`, `ddim()` or any function from a schedule to a list of `Coefficients`.
         generator: draws the start and the noise; the global generator is not touched.
         x: a start of one's own, float32 `[n, *shape]`, instead of N(0, I).
         label: int64 `[n]`, for a class-conditional network.
@@ -176,9 +176,7 @@ def coefficients(sampler: Any, schedule: Schedule) -> list[Coefficients]:
         TinyhallError: what is no sampler.
     """
     if not callable(sampler) or isinstance(sampler, type):  # ddim instead of ddim()
-        raise _check.fail(
-            "sampler", sampler, "ddpm(), ddim(), hybrid() or a function from a schedule to a list of Coefficients"
-        )
+        raise _check.fail("sampler", sampler, "ddpm(), ddim() or a function from a schedule to a list of Coefficients")
     steps = sampler(schedule)
     if not isinstance(steps, Sequence) or not steps or not all(isinstance(c, Coefficients) for c in steps):
         raise _check.fail("sampler", steps, "a function that returns a list of at least one Coefficients")
