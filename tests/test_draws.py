@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import pytest
@@ -15,8 +16,8 @@ from tinyhall.core.schedule import Schedule
 from tinyhall.data.images import local_maximum
 from tinyhall.datasets import GaussianMixture, SimpleShapes
 from tinyhall.lab import draws
-from tinyhall.lab.draws import EDGES, ImageDraw, PointDraw, visited
-from tinyhall.measure.filtering import Filter
+from tinyhall.lab.draws import EDGES, WINDOWS, ImageDraw, PointDraw, detected, visited
+from tinyhall.measure.filtering import detection
 from tinyhall.measure.stats import fraction, fraction_by_kind
 from tinyhall.nets import UNet
 
@@ -56,9 +57,36 @@ def test_windows_hold_two_steps_at_least() -> None:
     assert (100, 300) in ten
 
 
+def test_the_paper_s_windows_are_scored() -> None:
+    """Its text's on a line and in the plane, its appendix's with t = 8 and without it, and its code's."""
+    assert {(0, 15), (0, 20), (0, 8), (0, 9), (0, 10)} <= set(WINDOWS)
+    assert len(set(WINDOWS)) == len(WINDOWS)
+
+
+@pytest.mark.parametrize(("bad", "good", "told"), [(20, 20, True), (19, 100, False), (100, 19, False)])
+def test_a_detection_asks_for_twenty_of_a_kind(bad: int, good: int, told: bool) -> None:
+    labels = torch.arange(bad + good) < bad
+    score = torch.rand(bad + good, generator=seeded())
+    found = detected(score, labels, 0.8)
+    assert found == (detection(score, labels, 0.8)._asdict() if told else None)
+
+
+def test_a_detection_takes_half_a_million_others_at_most() -> None:
+    n = 520_000
+    bad = torch.arange(n) % 5_000 == 4_999  # 104, the last of them behind the first half million
+    score = torch.randn(n, generator=seeded()) + 2 * bad
+    score[-4_000:] = torch.where(bad[-4_000:], score[-4_000:], -math.inf)  # of others, beyond what is taken
+    first = int((~bad).nonzero()[499_999, 0]) + 1
+    rows = torch.cat([torch.arange(first), first + bad[first:].nonzero()[:, 0]])
+    assert int(bad[rows].sum()) == 104 and int((~bad[rows]).sum()) == 500_000
+    found = detected(score, bad, 0.95)
+    assert found == detection(score[rows], bad[rows], 0.95)._asdict()
+    assert found["kept"].n == 500_104 and found["removed"].n == 104
+
+
 def test_windows_end_where_the_schedule_does() -> None:
     assert max(b for _, b in drawn_images(2).windows) == 60
-    assert drawn_points(50).windows == [(0, 2), (0, 3), (0, 5), (0, 10), (0, 20), (0, 50), (10, 20), (20, 60)]
+    assert drawn_points(50).windows == [*((0, end) for end in (2, 3, 5, 8, 9, 10, 15, 20, 50)), (10, 20), (20, 60)]
 
 
 def test_a_draw_of_images_scores_as_the_metric_does() -> None:
@@ -89,7 +117,7 @@ def test_traces_belong_to_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_report_and_tensors_of_images() -> None:
     drawn = drawn_images(8)
-    assert drawn.report()["windows"] == {}  # too few for a threshold
+    assert drawn.report(0.95)["windows"] == {}  # too few for a threshold
     n = 400
     bad = torch.arange(n) % 4 == 0
     score = torch.where(bad, 2.0, 1.0)[:, None]
@@ -97,11 +125,12 @@ def test_report_and_tensors_of_images() -> None:
         drawn.kinds, drawn.x[:1].expand(n, -1, -1, -1), {"kind": bad.long()}, [(0, 10)], score, -score,
         drawn.trace_rows, drawn.trace_t, drawn.traces,
     )  # fmt: skip
-    report = fake.report()
+    report = fake.report(0.8)
     assert report["fraction"]["any"].value == report["fraction"]["two of a shape"].value == 0.25
     assert report["windows"]["[0,10)"]["mean"]["auroc"].value == 1
     assert report["windows"]["[0,10)"]["mean"]["removed"].value == report["windows"]["[0,10)"]["mean"]["kept"].value == 1
     assert report["windows"]["[0,10)"]["local"]["auroc"].value == 0
+    assert report["windows"]["[0,10)"]["local"] == detection(-score[:, 0], bad, 0.8)._asdict()
     fewer = drawn.tensors(3, pictures=1)
     assert (len(fewer["x"]), len(fewer["kind"]), len(fewer["log10_mean"]), len(fewer["traces"])) == (1, 3, 3, 0)
     kept = drawn.tensors(3)
@@ -148,16 +177,15 @@ def test_points_do_not_depend_on_the_parts_they_are_drawn_in(monkeypatch: pytest
 
 def test_report_and_tensors_of_points() -> None:
     drawn = drawn_points(4_000)
-    report, kept = drawn.report(), drawn.tensors()
+    report, kept = drawn.report(0.9), drawn.tensors()
     distance = LINE.judge(drawn.x).distance
     assert {w: e.value for w, e in report["fraction"].items()} == {
         w: float((distance > float(w)).double().mean()) for w in ("4", "5", "6", "8")
     }
     assert list(report["windows"]) == [spelled(window) for window in drawn.windows]
     score, bad = drawn.scores[:, drawn.windows.index((0, 10))], distance > 5
-    told = Filter.calibrate(score[:2_000], bad[:2_000]).report(score[2_000:], bad[2_000:])
-    assert report["windows"]["[0,10)"]["5"] == told._asdict()
-    assert "8" not in report["windows"]["[0,10)"]  # fewer than ten in a half
+    assert report["windows"]["[0,10)"]["5"] == detection(score, bad, 0.9)._asdict()
+    assert "8" not in report["windows"]["[0,10)"]  # fewer than twenty
     assert fraction(int((distance > 8).sum()), 4_000) == report["fraction"]["8"]
     assert len(kept["x"]) == len(kept["log10_scores"]) == len(kept["distance"]) == 4_000
     assert kept["windows"].tolist() == [list(window) for window in drawn.windows]

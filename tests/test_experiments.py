@@ -28,7 +28,7 @@ from tinyhall.lab.artifact import available, load
 from tinyhall.lab.draws import PointDraw
 from tinyhall.lab.experiment import SCALES, Experiment, Lab, folder, spent
 from tinyhall.lab.experiments import EXPERIMENTS, get
-from tinyhall.lab.points import GaussianExperiment
+from tinyhall.lab.points import ExactExperiment, GaussianExperiment
 from tinyhall.lab.reproduce import reproduce
 from tinyhall.store.files import write_json, write_tensors
 
@@ -50,8 +50,12 @@ def test_the_main_experiment_is_the_paper_s(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_experiment_builds_at_every_scale(name: str, scale: str) -> None:
     experiment = get(name, scale)
     assert (experiment.name, experiment.scale) == (name, scale)
-    net, data = experiment.net(0), experiment.data()
-    if isinstance(experiment, GaussianExperiment):
+    data = experiment.data()
+    net = experiment.net(0) if not isinstance(experiment, ExactExperiment) else data.denoiser(experiment.schedule())
+    if isinstance(experiment, ExactExperiment):
+        x = data.sample(3, stream(0, "data"))
+        assert net(x, torch.zeros(3, dtype=torch.int64)).shape == x.shape
+    elif isinstance(experiment, GaussianExperiment):
         assert net.dim == data.dim
         assert net.shared == experiment.shared
     else:
@@ -158,6 +162,24 @@ PINNED = {
     "recursion-sweep": ("c32ffdf14208 f7c01f1400ca", "d2a09888d285 030f575a4274", "f00f4a3d52b8 3da8a0c81089"),
     "recursion-oracle": ("033fe37c5bf2 26c04d4b239e", "d2045e46f128 ef0e91d8d832", "c602556bd525 1c39a886eaa4"),
     "recursion-fine": ("1261a54a2ce9 65a7f7a1e27c", "2a81b81b9b93 f6a23fa642d2", "71006188db50 2a92ac084521"),
+    "line12": ("b81e609fed2c 59308fa9139c", "88b08bb645a0 a9a6a8602927", "cec926948a6e 1db7ec945ff8"),
+    "line123-n25000-epochs": ("ecbfa0463de5 12576e56c7d1", "e9d90a22e54a 633db7f84398", "e5db7bbd908e 43f4e7e4aacf"),
+    "line123-n100000-epochs": ("a42baf13a73b 8f3463d6a19e", "bae300243f33 9fa62c7dcf35", "185c8e7a77ed 40c004b54009"),
+    "line123-n500000-epochs": ("c29cfd422fb8 baba5d8eb1b6", "97f23fc52b70 e2a2b98abed6", "6a926c8d9cd7 a0a780f51568"),
+    "line123-n25000": ("f6de6575da89 ab0293524428", "edf7cd108b93 29595d3f8bb9", "33ca76273b18 82352916ea17"),
+    "line123-n100000": ("91c28d885119 c72c28903978", "6de8cdb94b2f 3df7d4ec1d37", "51aa00778f0f 22981c68e0ff"),
+    "line123-n500000": ("49eaf249d5d5 c188a4d77459", "39d057594469 bfe7ad825eeb", "f7cf7a3ea07d 5e1c857c4f9b"),
+    "line1245-n25000-epochs": ("e4332f8294be 6b990f9567d8", "810f27d1f755 25f29ef26f64", "d300af1e3cae a6e4b5fb5f28"),
+    "line123-T250-same": ("dfd6b38d815e 47fce1ae230f", "e667d51a19ff 9148d349b151", "c0d3f947c4c0 997f0332d221"),
+    "line123-T500-same": ("53fb73799466 e005fb0ebfd7", "a345cc7eeb84 e878942ae50f", "38f0b77a2266 dce580e77998"),
+    "line123-T2000-same": ("9cef4491d229 74f607254ba0", "629c848d540f 49ea8884af31", "d99a3952526b 31e1b7a83e79"),
+    "grid-n10000": ("a67c878ade9e 2b3414ddbdd1", "bb2aae9f1e54 95e2115da205", "70bd01eb0ae1 75c63d26dee5"),
+    "line123-exact": ("46684dd63960 70c27c296629", "aa61032f61c0 9a40f9fe330c", "76779178d5c2 380f146a1a12"),
+    "grid-exact": ("1684872a66f4 8b4de583f4d1", "fb8c6b507302 cc610557f02d", "4a5f268ba5f2 1068679021a5"),
+    "simple-shapes-recursion": ("97e96131d4d9 201aa715a49f", "2774da397b6b d8ef24daa14a", "f7c34d4f1677 5134e7a5c1be"),
+    "digits": ("847513bf5d73 03c83d221465", "e9693966a7c1 3292657a5f5d", "9b37329dedce 0c6fd335f470"),
+    "grid-recursion": ("f0117e7a90b7 ee94044dddab", "970f1ff4e0d8 418815ffaabb", "c0d625f57d00 94d4a122e0f3"),
+    "grid-recursion-oracle": ("d0f1a4eac3a0 68a94e506e01", "68eb9862c715 3e21c239a20b", "4a4e94aa5033 7c76c5141a23"),
 }  # fmt: skip
 
 
@@ -288,7 +310,7 @@ class RingExperiment(Experiment):
             draw = PointDraw.make(
                 net, self.data(), self.schedule(), self.samples, generator=lab.stream("samples"), config=config
             )
-            metrics[name] = draw.report()
+            metrics[name] = draw.report(self.removes)
             write_tensors(out / f"samples-{name}.safetensors", draw.tensors(), known)
         write_json(out / "metrics.json", metrics)
         return spent(run, began)
@@ -310,6 +332,6 @@ def test_a_new_kind_of_experiment_is_one_class(tmp_path: Path, monkeypatch: pyte
         (sampler, rule) for sampler in ("large", "small") for rule in (4.0, 5.0, 6.0, 8.0)
     }
     assert (of_draws["n"] == 400).all()
-    five = of_draws[(of_draws["sampler"] == "large") & (of_draws["rule"] == 5.0)]
-    assert five["value"].item() == loaded.fraction("large").value == made.metrics["large"]["fraction"]["5"][0]
+    six = of_draws[(of_draws["sampler"] == "large") & (of_draws["rule"] == 6.0)]
+    assert six["value"].item() == loaded.fraction("large").value == made.metrics["large"]["fraction"]["6"][0]
     assert tinyhall.results("ring", scale="smoke", root=tmp_path / "a")["experiment"].unique().tolist() == ["ring"]

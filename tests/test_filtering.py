@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from tinyhall.core._check import TinyhallError
 from tinyhall.core.recursion import lowest_k
-from tinyhall.measure.filtering import Filter, split, tnr_at_tpr
+from tinyhall.measure.filtering import Detection, Filter, detection, split, tnr_at_tpr
 from tinyhall.measure.stats import auroc, fraction, mean, roc, sliced_wasserstein
 
 
@@ -69,7 +69,108 @@ def test_tnr_at_tpr_is_the_curve_s_point() -> None:
     assert tnr_at_tpr(scores, bad, remove=0.5).value > found.value
     with pytest.raises(TinyhallError) as caught:
         tnr_at_tpr(scores, torch.ones_like(bad))
-    one_line(caught.value, "hallucinated", "none")
+    one_line(caught.value, "hallucinated", "both classes", "3000 positive and 0 negative")
+
+
+def test_tnr_at_tpr_by_hand() -> None:
+    scores = torch.tensor([1.0, 4.0, 2.0, 3.0, 9.0, 0.5, 2.5, 3.0])
+    bad = torch.tensor([False, True, False, True, True, False, False, False])
+    for remove, kept in ((1 / 3, 5), (2 / 3, 5), (1.0, 4)):  # at 9, at 4, and at 3, where equal scores go too
+        found = tnr_at_tpr(scores, bad, remove)
+        assert (found.value, found.n) == (kept / 5, 8)
+    assert tnr_at_tpr(scores, bad, 2 / 3 + 1e-6).value == 4 / 5
+    alone = tnr_at_tpr(torch.tensor([0.0, 1.0]), torch.tensor([False, True]))
+    assert alone == (1.0, 1.0, 1.0, 2)
+
+
+def test_detection_by_hand() -> None:
+    # Even places of the hallucinated: 5, 7, 9; odd ones: 6, 8. Of the others 1, 3, 5.5, and 2, 6.5.
+    scores = torch.tensor([5.0, 1.0, 6.0, 2.0, 3.0, 7.0, 6.5, 8.0, 5.5, 9.0])
+    bad = torch.tensor([True, False, True, False, False, True, False, True, False, True])
+    found = detection(scores, bad, 1.0)
+    # The odd half's threshold, 6, keeps 3 of 3 even others, removes 2 of 3; the even half's, 5, keeps 1 of 2, removes both.
+    assert (found.kept.value, found.kept.n) == (0.5 * (3 / 3 + 1 / 2), 10)
+    assert found.removed == fraction(4, 5)
+    assert (found.kept_same.value, found.kept_same.n) == (3 / 5, 10)  # all are above 5
+    assert found.auroc == auroc(scores, bad)
+    # At a half, by 8 (1 of 2) and 7 (2 of 3).
+    half = detection(scores, bad, 0.5)
+    assert (half.kept.value, half.removed) == (1.0, fraction(1 + 1, 5))
+
+
+@given(seed=st.integers(0, 100), remove=st.floats(0.3, 1.0))
+def test_detection_is_two_filters_each_read_on_the_other_half(seed: int, remove: float) -> None:
+    scores, bad = labelled(seed)
+    place = torch.where(bad, bad.cumsum(0), (~bad).cumsum(0)) - 1  # of its kind
+    even = place % 2 == 0
+    kept, removed = [], 0.0
+    for fitted, read in ((even, ~even), (~even, even)):
+        told = Filter.calibrate(scores[fitted], bad[fitted], remove).report(scores[read], bad[read])
+        kept.append(told.kept.value)
+        removed += told.removed.value * told.removed.n
+    found = detection(scores, bad, remove)
+    assert found.kept.value == pytest.approx(sum(kept) / 2)
+    assert found.removed == fraction(round(removed), int(bad.sum()))
+    assert found.kept_same == tnr_at_tpr(scores, bad, remove)
+    for estimate in found:
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert detection(scores, bad, remove) == found
+    other = detection(scores, bad, remove, seed=1)
+    assert [e.value for e in other] == [e.value for e in found]
+
+
+def test_another_seed_draws_another_interval() -> None:
+    scores, bad = labelled(3, 2_000)
+    first, other = detection(scores, bad), detection(scores, bad, seed=1)
+    assert first.kept != other.kept and first.kept_same != other.kept_same
+    assert (first.removed, first.auroc) == (other.removed, other.auroc)  # in closed form
+
+
+def overlapping(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    bad = torch.rand(n, generator=seeded(seed)) < 0.2
+    return torch.randn(n, generator=seeded(seed + 1)) + 2 * bad, bad
+
+
+def test_intervals_of_a_detection_shrink_with_n() -> None:
+    few, many = (detection(*overlapping(n)) for n in (400, 40_000))
+    for a, b in zip(few, many, strict=True):
+        assert b.low < b.value < b.high
+        assert b.high - b.low == pytest.approx((a.high - a.low) / 10, rel=0.6)
+
+
+@pytest.mark.parametrize("remove", [0.5, 0.95, 1.0])
+def test_a_bootstrap_that_draws_nothing_agrees_with_one_that_draws(remove: float) -> None:
+    scores, bad = overlapping(600)
+    scores = (scores * 8).round() / 8  # ties
+    chance, shares = np.random.default_rng(7), []
+    for _ in range(4_000):
+        b, g = (kind[chance.integers(len(kind), size=len(kind))] for kind in (scores[bad].numpy(), scores[~bad].numpy()))
+        threshold = np.sort(b)[::-1][math.ceil(remove * len(b) - 1e-9) - 1]
+        shares.append(float((g < threshold).mean()))
+    found = tnr_at_tpr(scores, bad, remove, repeats=4_000)
+    low, high = np.quantile(shares, [0.025, 0.975])
+    assert low < high or remove == 1
+    assert found.low == pytest.approx(low, abs=0.015)
+    assert found.high == pytest.approx(max(high, found.value), abs=0.015)
+
+
+def test_the_interval_of_what_is_kept_held_out_covers() -> None:
+    """Two normals two std apart, whose threshold at 90% keeps Phi(2 - 1.2816) = 0.7638 of the others; and 95% of intervals hold
+    it. A half's threshold is of few, so its value is a little off: by less than its interval."""
+    hit = {"kept": 0, "kept_same": 0}
+    for seed in range(200):
+        bad = torch.arange(2_000) < 400
+        found = detection(torch.randn(2_000, generator=seeded(seed)) + 2 * bad, bad, 0.9)
+        for name in hit:
+            hit[name] += getattr(found, name).low <= 0.7638 <= getattr(found, name).high
+    assert all(178 <= count <= 199 for count in hit.values()), hit
+
+
+def test_a_detection_of_tensors_with_a_gradient_or_of_half_precision() -> None:
+    scores, bad = labelled(4)
+    assert detection(scores.clone().requires_grad_(), bad) == detection(scores, bad)
+    assert detection(scores.half(), bad).kept == detection(scores, bad).kept  # quarters are whole in either
+    assert Detection._fields == ("kept", "removed", "kept_same", "auroc")
 
 
 def test_lowest_k() -> None:
@@ -242,6 +343,17 @@ def test_sliced_wasserstein_in_more_dimensions() -> None:
         (lambda: Filter(1.0).report(torch.ones(3), torch.ones(3)), ("hallucinated", "bool", "float32")),
         (lambda: Filter(1.0).report(torch.ones(3), torch.zeros(3).bool()), ("hallucinated", "both classes", "3 negative")),
         (lambda: auroc(torch.ones(3), torch.ones(3)), ("positive", "bool", "float32")),
+        (lambda: tnr_at_tpr(torch.ones(4), torch.arange(4) < 2, 0.0), ("remove", "(0, 1]", "0.0")),
+        (lambda: tnr_at_tpr(torch.ones(4), torch.arange(4) < 2, repeats=0), ("repeats", "at least 1", "0")),
+        (lambda: tnr_at_tpr(torch.ones(4), torch.arange(3) < 2), ("(4,)", "(3,)")),
+        (lambda: tnr_at_tpr(torch.ones(4), torch.arange(4) < 0), ("hallucinated", "both classes", "0 positive")),
+        (lambda: detection(torch.ones(4), torch.arange(4) < 2, 1.5), ("remove", "(0, 1]", "1.5")),
+        (lambda: detection(torch.ones(4), torch.arange(4) < 2, repeats=0), ("repeats", "at least 1", "0")),
+        (lambda: detection(torch.ones(4), torch.arange(3) < 2), ("(4,)", "(3,)")),
+        (lambda: detection(torch.ones(4), torch.arange(4) < 1), ("hallucinated", "two samples of each kind", "1 and 3")),
+        (lambda: detection(torch.ones(4), torch.arange(4) < 3), ("hallucinated", "two samples of each kind", "3 and 1")),
+        (lambda: detection(torch.ones(4), torch.arange(4) < 4), ("hallucinated", "both classes", "4 positive")),
+        (lambda: detection(torch.tensor([1.0, math.nan, 2, 3]), torch.arange(4) < 2), ("scores", "NaN", "1")),
         (lambda: lowest_k(torch.ones(3), 4), ("k", "at most 3", "4")),
         (lambda: lowest_k(torch.ones(3), 0), ("k", "at least 1", "0")),
         (lambda: lowest_k(torch.tensor([1.0, math.inf, math.inf]), 2), ("scores", "2 finite", "got 1")),

@@ -289,8 +289,8 @@ def make(place: Path) -> None:
         write_tensors(out / "model.safetensors", dict(experiment.net(seed).state_dict()), known)
         kept = {"x": torch.randn(30, 1, generator=seeded(seed)).half(), "kind": torch.arange(30) % 3}
         write_tensors(out / "samples-large.safetensors", kept, known | {"sampler": "large"})
-        windows = {"0-10": {"5": {"auroc": [0.75, 0.5, 1.0, 15]}}}  # spelled as older files have it
-        figures = {"fraction": {"5": [0.25, 0.2, 0.3, 30]}, "n": 30, "windows": windows}
+        windows = {"0-10": {"6": {"auroc": [0.75, 0.5, 1.0, 15]}}}  # spelled as older files have it
+        figures = {"fraction": {"6": [0.25, 0.2, 0.3, 30]}, "n": 30, "windows": windows}
         write_json(out / "metrics.json", {"large": figures, "losses": [1.0, 0.5]})
         info = {"card": asdict(experiment), "hash": experiment.hash, "seed": 0, "device": "cpu", "revision": "unknown"}
         write_json(out / "card.json", info | {"torch": torch.__version__, "train_seconds": 1.5})

@@ -71,11 +71,11 @@ class Model:
     """A stored network, and what the bench needs beside it."""
 
     def __init__(self, made: Artifact, device: torch.device) -> None:
-        self.experiment, self.device = made.experiment, device
+        self.experiment, self.device, self.seed = made.experiment, device, made.info["seed"]
         self.data, self.schedule = made.experiment.data(), made.experiment.schedule()
         net: Net = made.net.to(device)
         self.net = Tabulated(net, self.schedule.timesteps, device=device) if self.data.shape == (1,) else net
-        self.real = made.experiment.real_data(made.info["seed"])[0]
+        self.real = made.experiment.real_data(self.seed)[0]
 
     def labelled(self, n: int, generator: torch.Generator) -> Net:
         """The network; a conditional one with n labels of its own and the experiment's guidance."""
@@ -104,12 +104,12 @@ def spelling(setting: Any) -> Any:
 
 
 def draw(
-    model: Model, sampler: Sampler, n: int, seed: int, purpose: str, *, steer: Callable[[Net], Net] | None = None,
+    model: Model, sampler: Sampler, n: int, purpose: str, *, steer: Callable[[Net], Net] | None = None,
     detect: dict[str, list[Any]] | None = None, other: Sampler | None = None, progress: bool = False,
 ) -> Drawn:  # fmt: skip
     """n samples in parts, judged, and scored by the settings of `detect`."""
-    generator = stream(seed, f"bench/{purpose}", model.device)
-    probes = stream(seed, f"bench/{purpose}/probes", model.device)
+    generator = stream(model.seed, f"bench/{purpose}", model.device)
+    probes = stream(model.seed, f"bench/{purpose}/probes", model.device)
     at = levels(model.schedule, sampler)
     sweep, states = WindowSweep(list(pairwise(sorted({0, *at})))), StatesAt(at)
     parts: list[Tensor] = []
@@ -163,14 +163,14 @@ def run(
     visited = [c.t for c in sampler(model.schedule)]
     at = [t for t in levels(model.schedule, sampler) if t < visited[0]]  # the start is no state that a sampler has made
     settings = {key: detector.settings(at, visited) for key, detector in DETECTORS.items() if detector.fits(model.data)}
-    tuned = draw(model, sampler, tune, seed, "tune", detect=settings, other=other, progress=progress)
+    tuned = draw(model, sampler, tune, "tune", detect=settings, other=other, progress=progress)
     bad = int(tuned.bad.sum())
     if not 0 < bad < tune:
         raise _check.TinyhallError(f"task: expected a model whose samples are of both kinds, got {bad} of {tune} hallucinated")
     areas = {key: {s: stats.auroc(score, tuned.bad).value for s, score in by.items()} for key, by in tuned.scores.items()}
     best = {key: max(by, key=by.__getitem__) for key, by in areas.items()}
     one = {key: [setting] for key, setting in best.items()}
-    held = draw(model, sampler, measure, seed, "measure", detect=one, other=other, progress=progress)
+    held = draw(model, sampler, measure, "measure", detect=one, other=other, progress=progress)
 
     some, more = (model.data.sample(min(COMPARED, measure), stream(seed, f"bench/{k}")) for k in ("some", "more"))
     real = quality(model, more, some)
@@ -198,11 +198,11 @@ def run(
     def cured(by: dict[str, Mitigation]) -> dict[str, Any]:
         tried = {}
         for setting, cure in by.items():
-            each = draw(model, cure.sampler, tune, seed, "tune", steer=cure.steer, progress=progress)
+            each = draw(model, cure.sampler, tune, "tune", steer=cure.steer, progress=progress)
             tried[setting] = figures(each.x, each.bad, cure.extra)
         setting = _choose(tried, figures(tuned.x, tuned.bad, 0)["coverage"])
         cure = by[setting]
-        each = draw(model, cure.sampler, measure, seed, "measure", steer=cure.steer, progress=progress)
+        each = draw(model, cure.sampler, measure, "measure", steer=cure.steer, progress=progress)
         cost = (len(cure.sampler(model.schedule)) + cure.extra) * passes
         return {"setting": setting, "tried": tried} | figures(each.x, each.bad, cost)
 

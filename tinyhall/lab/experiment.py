@@ -30,7 +30,6 @@ SCALES = ("smoke", "laptop", "paper")
 
 
 @runtime_checkable
-@runtime_checkable
 class Dataset(Protocol):
     """What is asked of data: samples, and which samples of a model are none of it."""
 

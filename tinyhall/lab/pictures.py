@@ -174,6 +174,10 @@ class HandsExperiment(ImageExperiment):
         wide = {"size": 64, "widths": (16, 48, 64), "attention": (8,), "steps": 48_000, "samples": 1_000}
         return super()._smaller(scale) | (wide if scale == "laptop" else {})
 
+    @property
+    def removes(self) -> float:
+        return 0.8
+
     def data(self) -> Hands | HandPhotos:
         return Hands(self.size)
 

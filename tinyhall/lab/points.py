@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from ..core import _check
 from ..core._typing import Net
 from ..core.mlp import MLP
 from ..core.noise import stream
@@ -132,8 +133,14 @@ class ExactExperiment(GaussianExperiment):
 
     samples: int = 100_000
 
+    def net(self, seed: int, purpose: str = "weights") -> NoReturn:
+        raise _check.fail("experiment", self.name, "one with a network, and not `data().denoiser(schedule())` in its place")
+
     def samplers(self) -> dict[str, Sampler]:
         return {"large": SAMPLERS["large"], "small": SAMPLERS["small"]}
+
+    def differences(self) -> list[str]:
+        return [*super().differences(), "the exact denoiser instead of a network"]
 
     def make(self, lab: Lab, samplers: Sequence[str], keep: tuple[int, int | None]) -> dict[str, Any]:
         began, exact = time.perf_counter(), self.data().denoiser(self.schedule())

@@ -62,10 +62,12 @@ def redraw(
     samplers stays.
 
     Raises:
-        TinyhallError: no artifact, a recursion, or a sampler that is none of the experiment's.
+        TinyhallError: no artifact, a recursion, one without a network, or a sampler that is none of the experiment's.
     """
     made = load(name, scale, seed, root)
     experiment, lab = made.experiment, Lab(seed, Path(root), Path("runs"), _device.pick(device), progress)
+    if "arms" in made.metrics:
+        raise _check.fail("experiment", name, "one of a single model; a recursion is only made whole, by `reproduce`")
     names = _known(experiment, samplers)
     began = time.perf_counter()
     drawn = experiment.drawn(lab, made.net.to(lab.device), names, (2_000, None))

@@ -42,7 +42,7 @@ class Filter:
         bad = scores.detach()[hallucinated].sort(descending=True).values
         if not len(bad):
             raise _check.TinyhallError("hallucinated: expected at least one to set the threshold by, got none")
-        return cls(float(bad[math.ceil(remove * len(bad) - 1e-9) - 1]))
+        return cls(float(bad[_rank(remove, len(bad)) - 1]))
 
     def keep(self, scores: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """True where a sample stays; NaN goes."""
@@ -85,13 +85,15 @@ def detection(
     """
     stats.check_labelled(scores, hallucinated, "hallucinated", both=True)
     _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
+    _check.positive_int("repeats", repeats)
     kinds = [scores.detach().cpu().double()[kind] for kind in (hallucinated.cpu(), ~hallucinated.cpu())]
     if min(len(kind) for kind in kinds) < 2:
         raise _check.TinyhallError(f"hallucinated: expected two samples of each kind, got {len(kinds[0])} and {len(kinds[1])}")
     (bad0, bad1), (good0, good1) = ((kind[::2], kind[1::2]) for kind in kinds)
     rules = [Filter.calibrate(bad, torch.ones_like(bad, dtype=torch.bool), remove) for bad in (bad1, bad0)]
     out = sum(int((~rule.keep(bad)).sum()) for rule, bad in zip(rules, (bad0, bad1), strict=True))
-    one, two = (_kept(bad, good, remove, repeats, seed) for bad, good in ((bad1, good0), (bad0, good1)))
+    chance = np.random.default_rng(seed)  # one for both: each half has draws of its own
+    one, two = (_kept(bad, good, remove, repeats, chance) for bad, good in ((bad1, good0), (bad0, good1)))
     kept, tried = 0.5 * (one[0] + two[0]), 0.5 * (one[1] + two[1])
     return Detection(
         _estimate(kept, tried, len(scores)), stats.fraction(out, len(kinds[0])),
@@ -112,25 +114,27 @@ def tnr_at_tpr(
         TinyhallError: lengths that differ, a share outside (0, 1], or samples of one kind only.
     """
     stats.check_labelled(scores, hallucinated, "hallucinated", both=True)
+    _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
     bad, good = (scores.detach().cpu().double()[kind] for kind in (hallucinated.cpu(), ~hallucinated.cpu()))
-    return _estimate(*_kept(bad, good, remove, _check.positive_int("repeats", repeats), seed), len(scores))
+    chance = np.random.default_rng(seed)
+    return _estimate(*_kept(bad, good, remove, _check.positive_int("repeats", repeats), chance), len(scores))
 
 
-def _kept(bad: Tensor, good: Tensor, remove: float, repeats: int, seed: int) -> tuple[float, Tensor]:
-    """The share of good kept by the threshold that bad sets, and the same in bootstrap draws of both."""
-    chance, good = np.random.default_rng(seed), good.sort().values
-    every = torch.ones_like(bad, dtype=torch.bool)
+def _rank(remove: float, n: int) -> int:
+    """How many of n a threshold must reach to remove that share; what is but rounding above a whole number is one."""
+    return math.ceil(remove * n - 1e-9)
 
-    def below(threshold: float) -> float:
-        return int(torch.searchsorted(good, threshold)) / len(good)
 
-    shares = []
-    for _ in range(repeats):
-        again = bad[torch.from_numpy(chance.integers(len(bad), size=len(bad)))]
-        # As many draws of good as there are, counted below a threshold, are binomial.
-        share = below(Filter.calibrate(again, every, remove).threshold)
-        shares.append(chance.binomial(len(good), share) / len(good))
-    return below(Filter.calibrate(bad, every, remove).threshold), torch.tensor(shares, dtype=torch.float64)
+def _kept(bad: Tensor, good: Tensor, remove: float, repeats: int, chance: np.random.Generator) -> tuple[float, Tensor]:
+    """The share of good kept by the threshold that bad sets, and the same in bootstrap draws of both, none of which is made:
+    the threshold is the k-th highest of n draws out of n, at place floor(n u) of the sorted, where u is the k-th least of n
+    uniform numbers, a beta; and as many draws of good as there are, counted below it, are binomial."""
+    bad, good = bad.sort(descending=True).values, good.sort().values
+    n, rank = len(bad), _rank(remove, len(bad))
+    drawn = np.minimum(n * chance.beta(rank, n - rank + 1, size=repeats), n - 1).astype(np.int64)
+    at = torch.from_numpy(np.concatenate([[rank - 1], drawn]))
+    share = torch.searchsorted(good, bad[at]).double() / len(good)
+    return float(share[0]), torch.from_numpy(chance.binomial(len(good), share[1:].numpy()) / len(good))
 
 
 def _estimate(value: float, tried: Tensor, n: int) -> Estimate:
