@@ -7,9 +7,9 @@ import re
 import pytest
 from common import ROOT
 
-from tinyhall.core.mixture import GaussianMixture
 from tinyhall.core.sampling import ddpm
 from tinyhall.core.schedule import Schedule
+from tinyhall.data.mixtures import GaussianMixture
 from tinyhall.data.mnist import MNIST
 from tinyhall.lab import experiments
 from tinyhall.lab.draws import WINDOWS
