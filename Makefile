@@ -9,7 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 # Tests share the cores by files; each process is held to one thread, or they would wait for each other.
 SHARED := -n auto --maxprocesses 4 --dist loadfile
-CHAPTERS := book/intro.ipynb $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb book/status.ipynb
+# Evidence first: chapters read what it has computed.
+CHAPTERS := book/intro.ipynb $(sort $(wildcard book/evidence/*.ipynb)) $(sort $(wildcard book/[0-9]*.ipynb)) book/beside.ipynb book/your_model.ipynb book/status.ipynb
 
 # A notebook must run with this environment's kernel, and with what this checkout holds.
 export JUPYTER_PREFER_ENV_PATH := 1

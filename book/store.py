@@ -19,7 +19,7 @@ def light(png: str) -> str:
     """The picture in 256 colours of its own, a third of the size, where that is lighter; a book that runs has all of them."""
     out = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
-    picture.convert("RGB").quantize(256).save(out, "PNG", optimize=True, dpi=picture.info.get("dpi", (100, 100)))
+    picture.convert("RGBA").quantize(256).save(out, "PNG", optimize=True, dpi=picture.info.get("dpi", (100, 100)))
     return min(png, base64.b64encode(out.getvalue()).decode() + "\n", key=len)
 
 

@@ -17,7 +17,7 @@ import pytest
 from common import ROOT
 
 BUILT = ROOT / "_build" / "html"
-PAGES = sorted(str(p.relative_to(BUILT)) for p in BUILT.glob("book/*.html"))
+PAGES = sorted(str(p.relative_to(BUILT)) for p in BUILT.glob("book/**/*.html"))
 STILL = {page: re.findall(r'<div id="th-\w{10}"><p>(.*?)</p>', (BUILT / page).read_text("utf-8"), re.DOTALL) for page in PAGES}
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder
 HEAVIEST = 2 * 2**20  # bytes of a page and its pictures; the theme's scripts and fonts, and MathJax, are the same for all
@@ -48,6 +48,57 @@ BARRIERS = """async ([known, repeated]) => {
 }"""
 DANGLING = """() => [...document.querySelectorAll("article a.headerlink")].map((a) => decodeURIComponent(a.hash.slice(1)))
   .filter((name) => document.querySelectorAll("#" + CSS.escape(name)).length !== 1)"""
+# Chapters of the second edition, which keep what follows; the others join as they are rewritten.
+SECOND = ["01_gaussian_1d"]
+# What a reader meets of a chapter: its words, code, figures, and what sticks out of its place.
+MET = r"""() => {
+  const article = document.querySelector("article");
+  const words = (node) => (node.textContent.match(/[\p{L}\p{N}][^\s]*/gu) || []).length;
+  const copy = article.cloneNode(true);
+  const off = "pre, details.hide, .math, mjx-container, .headerlink, .th-time, .th-explorer, script, style, .prev-next-footer";
+  copy.querySelectorAll(off).forEach((node) => node.remove());
+  const all = words(copy);
+  copy.querySelectorAll(".exercise, .solution").forEach((node) => node.remove());
+  const seen = (node) => node.checkVisibility() && !node.closest("details:not([open])");
+  const inputs = [...article.querySelectorAll(".cell_input pre")].filter(seen);
+  const code = inputs.map((pre) => pre.textContent.trimEnd().split("\n"));
+  const top = article.getBoundingClientRect().top, height = article.getBoundingClientRect().height;
+  const box = (node) => node.getBoundingClientRect();
+  const figures = [...article.querySelectorAll("img[src*='_images/'], .th-explorer")];
+  const captioned = (node) => node.closest("figure")?.querySelector("figcaption .caption-number") &&
+    words(node.closest("figure").querySelector("figcaption")) > 8;
+  const paragraphs = [...copy.querySelectorAll("p")].map((p) => p.textContent.replace(/\s+/g, " "));
+  const frame = (node) => {  // the nearest that scrolls by itself, if any
+    for (let at = node; at && at !== article; at = at.parentElement)
+      if (["auto", "scroll"].includes(getComputedStyle(at).overflowX)) return at;
+    return null;
+  };
+  const places = "p, li, pre, table, img, svg, .th-explorer, figcaption, h1, h2, h3";
+  const wide = (node) => {
+    const scrolls = frame(node);
+    return scrolls ? scrolls.scrollWidth > scrolls.clientWidth + 1 : box(node).right > innerWidth + 1;
+  };
+  // A formula must end before its number begins.
+  const hidden = (node) => {
+    const number = node.querySelector(".eqno");
+    return number && box(node.querySelector("mjx-container svg")).right > box(number).left;
+  };
+  const cut = [...article.querySelectorAll(places)].filter(seen).filter(wide)
+    .concat([...article.querySelectorAll("div.math")].filter(hidden))
+    .map((node) => [node.tagName, Boolean(node.closest("pre, table")), node.textContent.slice(0, 50)]);
+  return {
+    words: words(copy), all, cells: code.length, lines: Math.max(...code.map((lines) => lines.length)),
+    columns: Math.max(...code.flat().map((line) => line.length)),
+    picture: box(figures[0]).bottom + scrollY, interactive: (box(document.querySelector(".th-explorer")).bottom - top) / height,
+    bare: figures.filter((node) => !captioned(node)).length,
+    unsaid: [...article.querySelectorAll("img[src*='_images/']")].filter((img) => words({ textContent: img.alt }) < 8).length,
+    long: paragraphs.filter((text) => text.split(" ").length > 90),
+    asides: paragraphs.flatMap((text) => text.match(/\([^()]{41,}\)/g) || []),
+    bold: [...copy.querySelectorAll("strong")].map((node) => node.textContent).filter((text) => /\d/.test(text)),
+    plumbing: code.flat().filter((line) => /glue|print\(|ljust|\bsay\(|^(import|from) /.test(line)),
+    cut,
+  };
+}"""
 REPEATED = [".highlight", "dl.py dl.py"]  # code, and members of a class, which look as functions do
 
 pytestmark = [
@@ -151,6 +202,30 @@ def test_a_page_needs_nothing_else(
         if served:
             own = [r for r in sent if "/_static/" not in r.url and "/mathjax/" not in r.url]
             assert sum(int(r.headers.get("content-length", 0)) for r in own) <= HEAVIEST
+
+
+@pytest.mark.parametrize("chapter", SECOND)
+def test_a_chapter_reads_as_the_second_edition_does(browser: Any, address: str, chapter: str) -> None:
+    with closing(browser.new_page(viewport={"width": 1280, "height": 900})) as page:
+        cut_off(page, address)
+        page.goto(f"{address}/book/{chapter}.html", wait_until="networkidle")
+        page.evaluate("window.MathJax?.startup?.promise.then(() => null)")
+        met = page.evaluate(MET)
+        assert 1500 <= met["words"] <= 1900
+        assert met["all"] <= 2500
+        assert met["cells"] <= 12
+        assert met["lines"] <= 10
+        assert met["columns"] <= 79
+        assert met["picture"] <= 900
+        assert met["interactive"] <= 0.4
+        for key in ("bare", "unsaid"):
+            assert met[key] == 0, key
+        for key in ("long", "asides", "bold", "plumbing", "cut"):
+            assert met[key] == [], key
+        page.set_viewport_size({"width": 390, "height": 900})
+        # On a phone code and tables scroll in frames of their own, and nothing else does.
+        assert [text for _, framed, text in page.evaluate(MET)["cut"] if not framed] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize("page_name", [page for page, still in STILL.items() if still])

@@ -44,7 +44,7 @@ def _reading(app: Any, pagename: str, templatename: str, context: dict[str, Any]
         minutes = max(round(words / 200), 1)
         body = body.replace("</h1>", f'</h1>\n<p class="th-time">{minutes} minutes to read, without the code</p>', 1)
     for source, name in app.builder.images.items():
-        place = f'src="../_images/{name}"'
+        place = f'src="{"../" * pagename.count("/")}_images/{name}"'
         if place in body and not source.endswith(".svg"):
             with Image.open(Path(app.srcdir) / source) as picture:
                 width, height = picture.size
@@ -69,7 +69,7 @@ def _linked(body: str) -> str:
         name = f"claim-{next(claims)}"
         return f'<p id="{name}">{found[1]}{link(name, "claim")}</p>'
 
-    body = re.sub(r'<img ((?![^>]* id=)[^>]*src="\.\./_images/[^>]*)>', figure, body)
+    body = re.sub(r'<img ((?![^>]* id=)[^>]*src="(?:\.\./)+_images/[^>]*)>', figure, body)
     return re.sub(r"<p>((?:(?!</?p[ >]).)*)</p>", claim, body, flags=re.DOTALL)
 
 

@@ -12,8 +12,7 @@ import torch
 
 from ..adapters import pictures
 from ..core import _check
-from ..core._typing import Bool, Float, Int, Tensor
-from ..core.mlp import MLP
+from ..core._typing import Bool, Float, Int, Net, Tensor
 from ..core.sampling import Sampler
 from ..core.schedule import Schedule
 from ..data.images import quantised
@@ -122,48 +121,54 @@ def ride(
 
 
 def draw(
-    net: MLP,
+    net: Net,
     schedule: Schedule,
     samplers: Mapping[str, Sampler],
     data: GaussianMixture,
     *,
     within: float = 6.0,
     bins: int = 160,
+    most: int = 400_000,
 ) -> Explorer:
-    """The network itself in the page: its reader draws samples on a line from it, by a sampler, a number and a seed of their
-    choice, and the histogram grows while they run. The weights are rounded to half precision.
+    """A network on a line, in the page: its reader draws samples by a sampler, a number and a seed of their choice, and puts
+    the exact denoiser of the data in the network's place. The network comes as a table, a curve for each t that is visited.
 
     Args:
         net: over one dimension.
-        samplers: by the name that the reader chooses from.
+        samplers: by the name that the reader chooses from; they share what t they can, and so the table's rows.
         data: its modes say what is hallucinated.
         within: standard deviations around a mode that count as in support.
+        most: samples that can be drawn, of which half are when the page opens; a multiple of 40.
 
     Raises:
         TinyhallError: a network or a mixture of more dimensions, a mixture of one mode, or no sampler.
     """
-    if not isinstance(net, MLP) or net.dim != 1:
-        raise _check.fail("net", net, "an MLP of one dimension")
+    if getattr(net, "dim", 1) != 1:
+        raise _check.fail("net", net, "a network of one dimension")
     if data.dim != 1 or len(data.means) < 2:
         raise _check.fail("data", data.name, "a mixture of one dimension and at least two modes")
     if not samplers:
         raise _check.fail("samplers", samplers, "at least one")
-    weights = {name: value.detach().cpu().float() for name, value in net.state_dict().items()}
+    steps = {name: sampler(schedule) for name, sampler in samplers.items()}
+    times = sorted({c.t for moves in steps.values() for c in moves})
+
+    def short(*values: float) -> list[float]:
+        return [float(f"{v:.8g}") for v in values]
+
     modes = [float(v) for v in data.means[:, 0]]
-    margin = 1.5 * data.nearest_spacing
+    low, high = min(-4.5, min(modes) - 1), max(4.5, max(modes) + 1)  # noise at one end of the way, and data at the other
+    places = torch.linspace(low, high, round((high - low) / 0.02) + 1)
+    with torch.no_grad():
+        table = torch.stack([net(places[:, None], torch.full((len(places),), t))[:, 0] for t in times])
     figure = {
-        "net": {
-            "width": net.width, "blocks": net.blocks, "shared": net.shared,
-            "shapes": [[name, value.numel()] for name, value in weights.items()],
-            "packed": _packed(torch.cat([value.flatten() for value in weights.values()]).half()),
-        },
-        "samplers": [[name, _packed(torch.tensor(sampler(schedule)).float())] for name, sampler in samplers.items()],
-        "modes": modes, "std": data.std, "within": within, "bins": bins,
-        "low": min(modes) - margin, "high": max(modes) + margin,
+        "table": _levels(table, -25.0, 25.0), "points": len(places), "low": low, "high": high,
+        "logs": short(*schedule.log_alpha_bar[times].tolist()),
+        "samplers": [[name, [[times.index(c.t), *short(*c[1:])] for c in moves]] for name, moves in steps.items()],
+        "modes": modes, "std": data.std, "within": within, "bins": bins, "most": most,
     }  # fmt: skip
     still = (
-        f"A network of {sum(v.numel() for v in weights.values()):,} weights, which draws samples between "
-        f"{figure['low']:g} and {figure['high']:g}. With JavaScript, a button draws from it here, without a kernel."
+        f"A network that draws samples on a line with modes at {', '.join(f'{m:g}' for m in modes)}. With JavaScript, it draws "
+        "them here, without a kernel, and the exact denoiser in its place leaves next to nothing between the modes."
     )
     return Explorer("draw", figure, still)
 
@@ -334,11 +339,6 @@ def _shaped(*expected: tuple[str, Tensor, tuple[int, ...]]) -> None:
     for name, value, shape in expected:
         if tuple(value.shape) != shape:
             raise _check.fail(name, value, f"shape {shape}")
-
-
-def _packed(values: Tensor) -> str:
-    """The numbers as they lie in memory, in base64."""
-    return base64.b64encode(values.contiguous().numpy().tobytes()).decode()
 
 
 def _levels(values: Tensor, low: float, high: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..adapters import pictures
 DATA, LEARNED, BAD, FOURTH, FIFTH = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
 COLOURS = (DATA, LEARNED, FOURTH, FIFTH, BAD, "#56B4E9")
 MARKERS = "osD^vP"
+INK = "#767676"  # of axes and words: read on white and, since figures have no ground of their own, in the dark
 
 
 def use() -> None:
@@ -31,6 +32,8 @@ def use() -> None:
             "axes.spines.right": False,
             "legend.frameon": False,
             "svg.fonttype": "none",
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
         }
     )
 
@@ -66,10 +69,10 @@ def histogram(
     positive = height[height > 0]
     floor = positive.min() / 3 if len(positive) else 1e-6
     # stairs and not bars: at hundreds of bins, bars leave hairlines between them.
-    ax.stairs(np.where(inside, height, floor), edges, baseline=floor, fill=True, color=LEARNED, label="generated, in support")
+    ax.stairs(np.where(inside, height, floor), edges, baseline=floor, fill=True, color=FOURTH, label="generated, in support")
     ax.stairs(np.where(inside, floor, height), edges, baseline=floor, fill=True, color=BAD, label="generated, hallucinated")
     if density is not None:
-        ax.plot(centres, density, color=DATA, lw=1.5, label="data, exact density")
+        ax.plot(centres, density, color=INK, lw=1.5, label="density of the data")
     ax.set(yscale="log", ylim=(floor, 2 * height.max()), xlim=(edges[0], edges[-1]), xlabel="x", ylabel="density")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=3)
     return figure
@@ -79,8 +82,8 @@ def ridges(x: np.ndarray, densities: Sequence[np.ndarray], names: Sequence[str])
     """Densities over the same x, one row each, from the first at the top."""
     figure, axes = plt.subplots(len(names), 1, figsize=(8, 0.75 * len(names) + 0.6), sharex=True)
     for ax, y, name in zip(np.atleast_1d(axes), densities, names, strict=True):
-        ax.fill_between(x, y / y.max(), color=DATA, alpha=0.35, lw=0)
-        ax.plot(x, y / y.max(), color=DATA, lw=1.2)
+        ax.fill_between(x, y / y.max(), color=INK, alpha=0.35, lw=0)
+        ax.plot(x, y / y.max(), color=INK, lw=1.2)
         ax.set(yticks=[], ylim=(0, 1.1))
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
         ax.spines.left.set_visible(False)

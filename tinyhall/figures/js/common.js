@@ -33,7 +33,7 @@ function panel(box, { title, width, height, x, y, xlabel, ylabel }) {
   return { svg, across, up, line };
 }
 
-// Numbers that came as base64: 16 bits each, evenly spaced over [low, high], or 32 bits each.
+// Numbers that came as base64: 16 bits each, evenly spaced over [low, high].
 function bytes(text) {
   return Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
 }

@@ -24,7 +24,7 @@ function render({ model, el }) {
   make("p", { class: "th-key" }, box, "Orange dots end as hallucinations. Curves: exact denoiser blue, learned dashed. Click on a dot to follow it.");
   const bar = make("div", { class: "th-slider" }, box);
   // It opens where something happens.
-  const first = data.t.findIndex((t) => t <= 40);
+  const first = data.t.findIndex((t) => t <= 8);
   const time = slider(bar, "time, from noise to data", { min: 0, max: data.t.length - 1, step: 1, value: first });
   const told = make("output", { class: "th-told", "aria-live": "off" }, box);
 
