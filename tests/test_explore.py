@@ -222,6 +222,9 @@ def test_the_slider_counts_as_python_does(browser: Any, tmp_path: Path, width: i
     start = figure.data["start"]
     with shown(browser, figure, tmp_path, width) as page:
         slider, told = page.get_by_role("slider"), page.locator("output")
+        # The two histograms have one area, so that their totals have to be said.
+        said = f"{N - int(bad.sum())} in support. Orange: {int(bad.sum())} hallucinated"
+        assert said in page.locator(".th-key").first.inner_text()
         assert told.inner_text() == expected(start)
         slider.focus()
         for key, rank in (("ArrowRight", start + 1), ("ArrowRight", start + 2), ("Home", 0), ("End", N)):
@@ -457,6 +460,10 @@ def test_the_brush_tells_what_is_under_it(browser: Any, tmp_path: Path, width: i
         check()
         drawn = page.eval_on_selector_all("polyline", "all => all.filter((p) => p.getAttribute('points')).length")
         assert drawn == 2 * check()  # a trail and a curve for each
+        for name, kind in (("good", ~bad), ("bad", bad)):  # each in the colour of its end
+            lines = page.locator(f".th-trail-{name}[points]:not([points=''])")
+            a, b, r = (float(s.input_value()) for s in (across, up, size))
+            assert lines.count() == 2 * int((kind & ((x - torch.tensor([a, b])).abs() <= r).all(1)).sum())
 
 
 @pytest.mark.browser

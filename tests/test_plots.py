@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from common import one_line
+from matplotlib.colors import to_hex
 
 from tinyhall.core._check import TinyhallError
 from tinyhall.figures import plots
@@ -79,14 +80,21 @@ def test_plane_has_a_panel_for_each_name() -> None:
     assert [ax.get_title() for ax in shown] == ["a", "b"]
     assert [len(line.get_xdata()) for line in shown[0].lines] == [5, 3]
     assert [len(line.get_xdata()) for line in shown[1].lines] == [5, 0]
+    large = plots.plane({"a": (good, bad)}, size=6.2)
+    assert large.get_size_inches().tolist() == [6.2, 6.2]
+    assert large.axes[0].lines[0].get_markersize() == 2 * shown[0].lines[0].get_markersize()
 
 
 def test_field_draws_from_to() -> None:
     at = np.array([[0.0, 0.0], [1.0, 0.0]])
-    figure = plots.field(at, {"exact": at + 1, "learned": at * 2}, modes=at, gap={"exact": np.ones(2), "learned": np.zeros(2)})
-    (arrows,) = [c for c in figure.axes[1].collections if hasattr(c, "U")]
-    assert arrows.U.tolist() == [0, 1]
-    assert arrows.V.tolist() == [0, 0]
+    bad = {"exact": np.zeros(2, dtype=bool), "learned": np.array([False, True])}
+    figure = plots.field(at, {"exact": at + 1, "learned": at * 2}, modes=at, bad=bad)
+    arrows = [[c for c in ax.collections if hasattr(c, "U")] for ax in figure.axes]
+    assert [[len(c.U) for c in panel] for panel in arrows] == [[2, 0], [1, 1]]
+    good, out = arrows[1]
+    assert (good.U.tolist(), out.U.tolist()) == ([0], [1])
+    assert good.V.tolist() == out.V.tolist() == [0]
+    assert to_hex(out.get_facecolor()[0]) == plots.BAD.lower()
 
 
 def test_generations_draw_seeds_and_their_mean() -> None:

@@ -185,42 +185,42 @@ def loss(values: np.ndarray) -> Figure:
     return figure
 
 
-def plane(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Samples in the plane, a panel for each name: in-support points and, over them, hallucinated ones, `[n, 2]` each."""
+def plane(panels: dict[str, tuple[np.ndarray, np.ndarray]], *, size: float = 3.1) -> Figure:
+    """Samples in the plane, a panel for each name: in-support points and, over them, hallucinated ones, `[n, 2]` each. `size`
+    is a panel's in inches; the points grow with it."""
     shape = (-(-len(panels) // 3), min(3, len(panels)))
-    figure, axes = plt.subplots(*shape, figsize=(3.1 * shape[1], 3.1 * shape[0]), squeeze=False, sharex=True, sharey=True)
+    figure, axes = plt.subplots(*shape, figsize=(size * shape[1], size * shape[0]), squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax, (name, (good, bad)) in zip(axes.flat, panels.items(), strict=False):
         # Rasterised: ten thousand points as vectors would make a page of megabytes.
-        ax.plot(*good.T, ".", color=FOURTH, ms=1.5, alpha=0.5, rasterized=True, label="in support")
-        ax.plot(*bad.T, ".", color=BAD, ms=1.5, alpha=0.8, rasterized=True, label="hallucinated")
+        ax.plot(*good.T, ".", color=FOURTH, ms=0.5 * size, alpha=0.5, rasterized=True, label="in support")
+        ax.plot(*bad.T, ".", color=BAD, ms=0.5 * size, alpha=0.8, rasterized=True, label="hallucinated")
         ax.set(title=name, aspect="equal", xticks=[], yticks=[])
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=6)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=18 / size)
     return figure
 
 
 def field(
-    at: np.ndarray, vectors: dict[str, np.ndarray], *, modes: np.ndarray, gap: dict[str, np.ndarray] | None = None
+    at: np.ndarray, vectors: dict[str, np.ndarray], *, modes: np.ndarray, bad: dict[str, np.ndarray] | None = None
 ) -> Figure:
-    """Arrows from states `at` `[n, 2]` to what is predicted from them, `[n, 2]` each, a panel for each name.
+    """Arrows from states `at` `[n, 2]` to what is predicted from them, `[n, 2]` each, a panel for each name, one below another.
 
-    `gap` colours each panel's arrows, `[n]`: here, how far from every mode the prediction lies.
+    `bad` says of each panel's arrows, `[n]`, which end out of support: these have the colour of hallucinations, and lie on top.
     """
     wide, high = np.ptp(at, axis=0)
-    figure, axes = _open(4.4 * len(vectors), 3.6 * high / wide + 1.1, len(vectors), squeeze=False, sharex=True, sharey=True)
-    top = max(float(g.max()) for g in gap.values()) if gap else 1.0
-    for ax, (name, to) in zip(axes[0], vectors.items(), strict=True):
-        colour = gap[name] if gap else np.zeros(len(at))
-        arrows = ax.quiver(
-            *at.T, *(to - at).T, colour, cmap="viridis", clim=(0, top), angles="xy", scale_units="xy", scale=1, width=0.004
-        )
-        ax.plot(*modes.T, "o", color=BAD, ms=5)
-        ax.set(title=name, aspect="equal", xlabel="$x$")
-    axes[0, 0].set_ylabel("$y$")
-    if gap:
-        figure.colorbar(arrows, ax=axes, label="std to the nearest mode")
+    size = (7, (4.7 * high / wide + 0.3) * len(vectors) + 0.4)
+    figure, axes = plt.subplots(len(vectors), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
+    for ax, (name, to) in zip(axes[:, 0], vectors.items(), strict=True):
+        out = bad[name] if bad else np.zeros(len(at), dtype=bool)
+        for rows, colour in ((~out, FOURTH), (out, BAD)):
+            ax.quiver(
+                *at[rows].T, *(to - at)[rows].T, color=colour, angles="xy", scale_units="xy", scale=1, width=0.003, headwidth=4
+            )
+        ax.plot(*modes.T, "o", color=INK, ms=6)
+        ax.set(title=name, aspect="equal", ylabel="$y$")
+    axes[-1, 0].set_xlabel("$x$")
     return figure
 
 
@@ -241,7 +241,7 @@ def generations(series: dict[str, Any], *, ylabel: str) -> Figure:
 
 def fates(t: np.ndarray, chance: dict[str, np.ndarray], *, floor: float | None = None) -> Figure:
     """How often a state at t, continued anew, ends as a hallucination: a line for each group of states."""
-    figure, ax = _open(8, 3.2)
+    figure, ax = _open(6.8, 3.0)
     for (name, values), colour in zip(chance.items(), (BAD, FOURTH), strict=True):
         ax.plot(t, values, color=colour, marker="o", ms=4, label=name)
     if floor is not None:

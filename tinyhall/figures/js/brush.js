@@ -18,9 +18,9 @@ function render({ model, el }) {
   for (const [a, b] of data.modes) make("svg:circle", { cx: plane.across(a), cy: plane.up(b), r: plane.across(data.support) - plane.across(0), class: "th-mode", fill: "none" }, plane.svg);
   const dots = data.bad.map((bad, i) => make("svg:circle", { cx: plane.across(x[2 * i]), cy: plane.up(x[2 * i + 1]), r: 3, class: bad ? "th-bad" : "th-good" }, plane.svg));
   const frame = make("svg:rect", { class: "th-line th-brush" }, plane.svg);
-  const trails = Array.from({ length: DRAWN }, () => plane.line("th-trail"));
-  const curves = Array.from({ length: DRAWN }, () => [time.line("th-trail"), time.line("th-trail th-trail-bad")]);
-  make("p", { class: "th-key" }, box, "Orange: hallucinated. Drag on the left, or move the sliders. Lines: the predicted x0 of what lies under the brush, hallucinated dashed.");
+  const either = (where) => Array.from({ length: DRAWN }, () => [where.line("th-trail th-trail-good"), where.line("th-trail th-trail-bad")]);
+  const trails = either(plane), curves = either(time);
+  make("p", { class: "th-key" }, box, "Drag on the left, or move the sliders. Lines: the predicted x0 of the samples under the brush, on its way to where they ended; green in support, orange and dashed hallucinated.");
   const [low, high] = range, places = { min: low, max: high, step: 0.05 };
   const across = slider(box, "brush, across", { ...places, value: data.start[0] });
   const up = slider(box, "brush, up", { ...places, value: data.start[1] });
@@ -39,10 +39,11 @@ function render({ model, el }) {
     const shown = [...under].sort((i, j) => Number(data.bad[j]) - Number(data.bad[i])).slice(0, DRAWN);
     for (let s = 0; s < DRAWN; s += 1) {
       const i = shown[s], there = i !== undefined;
-      trails[s](there ? data.t.map((_, m) => at(i, m)) : []);
-      const line = there ? moved(i).map((d, m) => [data.t[m], d]) : [];
-      curves[s][0](there && !data.bad[i] ? line : []);
-      curves[s][1](there && data.bad[i] ? line : []);
+      const trail = there ? data.t.map((_, m) => at(i, m)) : [], line = there ? moved(i).map((d, m) => [data.t[m], d]) : [];
+      [false, true].forEach((bad, which) => {
+        trails[s][which](there && data.bad[i] === bad ? trail : []);
+        curves[s][which](there && data.bad[i] === bad ? line : []);
+      });
     }
     told.textContent = `brush at (${a.toFixed(2)}, ${b.toFixed(2)}) and ${r.toFixed(2)} around: ${under.length} of ${n} samples, ` +
       `${under.filter((i) => data.bad[i]).length} hallucinated; median ${data.label}: ${middle(under.map((i) => data.scores[i]))}, of all: ${middle(data.scores)}`;

@@ -79,6 +79,7 @@ function render({ model, el }) {
   const plots = make("div", { class: "th-row" }, box);
   const mark = histogram(plots, data, 60, low, high);
   const point = roc(plots, data, order);
+  make("p", { class: "th-key" }, box, `Green: ${total[0]} in support. Orange: ${total[1]} hallucinated. Either has the same area, however many they are.`);
   // One stop for every sample, so that each move of the slider changes something.
   const at = slider(box, `threshold on the ${data.label}`, { min: 0, max: order.length, step: 1, value: data.start });
   const told = make("output", { class: "th-told", "aria-live": "polite" }, box);
