@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from ._typing import Bool, Float, Int, Tensor
 from .schedule import Schedule
 
 _CHUNK = 131_072  # rows of points against modes at a time: distances to 25 modes stay under 30 MB
+
+M = TypeVar("M", bound="Mixture")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +43,13 @@ class Mixture:
         _check.positive("std", self.std)
 
     @classmethod
-    def line(cls, means: Sequence[float] = (1, 2, 3), std: float = 0.05) -> Self:
+    def line(cls: type[M], means: Sequence[float] = (1, 2, 3), std: float = 0.05) -> M:
         """The paper's 1D data: modes at `means`, not normalised."""
         label = ",".join(f"{m:g}" for m in means)
         return cls(torch.tensor(list(means), dtype=torch.float64).reshape(-1, 1), std, f"line({label})")
 
     @classmethod
-    def grid(cls, side: int = 5, spacing: float = 2.0, std: float = 0.05) -> Self:
+    def grid(cls: type[M], side: int = 5, spacing: float = 2.0, std: float = 0.05) -> M:
         """The paper's square: side x side modes `spacing` apart, everything divided by the whole's standard deviation.
 
         With the defaults that divisor is sqrt(0.05^2 + 8) = 2.829, so modes lie 0.707, or 40 std, apart.
@@ -55,7 +57,7 @@ class Mixture:
         return cls._lattice(side, spacing, std, diamond=False, scale=None)
 
     @classmethod
-    def diamond(cls, side: int = 5, spacing: float = 2.0, std: float = 0.05, *, same_spacing: bool = False) -> Self:
+    def diamond(cls: type[M], side: int = 5, spacing: float = 2.0, std: float = 0.05, *, same_spacing: bool = False) -> M:
         """The paper's "rotated" square, its corners on the axes, divided by the *square's* standard deviation.
 
         In the paper's code the rotation also shrinks: modes lie spacing/sqrt(2) apart, 0.500 or 28 std with the defaults.
@@ -64,7 +66,7 @@ class Mixture:
         return cls._lattice(side, spacing, std, diamond=True, scale=math.sqrt(2) if same_spacing else None)
 
     @classmethod
-    def _lattice(cls, side: int, spacing: float, std: float, *, diamond: bool, scale: float | None) -> Self:
+    def _lattice(cls: type[M], side: int, spacing: float, std: float, *, diamond: bool, scale: float | None) -> M:
         _check.positive_int("side", side)
         _check.positive("spacing", spacing)
         _check.positive("std", std)
