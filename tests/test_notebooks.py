@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from common import ROOT
 
+import tinyhall as th
+
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb")) + sorted((ROOT / "book").glob("evidence/*.ipynb"))
 TERMS = set(re.findall(r"^(\w[^\n]*)$", (ROOT / "book" / "glossary.md").read_text().split("```")[1], re.MULTILINE)) - {
     "{glossary}"
@@ -79,3 +81,33 @@ def test_no_measurement_is_typed(path: Path) -> None:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown" and "{exercise}" not in text:
             assert typed(text) <= GIVEN, f"cell {number}"
+
+
+# One figure, several pages: what is looked up, and the pages that tell it. A run that is drawn anew changes all of them.
+QUOTED = (
+    (
+        ("line123", "paper", "large"),
+        ("windows", "[0,15)", "6", "kept"),
+        ("01_gaussian_1d", "evidence/01_gaussian_1d", "beside"),
+    ),
+    (("line123", "paper", "large"), ("windows", "[0,10)", "6", "kept"), ("evidence/01_gaussian_1d", "beside")),
+    (("grid", "paper", "large"), ("windows", "[0,8)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
+    (("grid", "paper", "large"), ("windows", "[0,10)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
+    (("grid", "paper", "large"), ("windows", "[0,20)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
+    (("shapes", "laptop", "small"), ("fraction", "two of a shape"), ("03_simple_shapes", "beside")),
+    (("hands-n500", "laptop", "small"), ("fraction", "any"), ("04_hands", "beside")),
+)
+
+
+@pytest.mark.parametrize(("run", "keys", "pages"), QUOTED, ids=lambda value: "-".join(value))
+def test_a_figure_is_the_same_on_every_page_that_quotes_it(
+    run: tuple[str, str, str], keys: tuple[str, ...], pages: tuple[str, ...]
+) -> None:
+    name, scale, sampler = run
+    found = th.load(name, scale, root=ROOT / "book" / "artifacts").metrics[sampler]
+    for key in keys:
+        found = found[key]
+    spelled = {f"{found[0]:.1%}", f"{100 * found[0]:.1f} ["}
+    for page in pages:
+        told = json.dumps([cell.get("outputs") for cell in cells(ROOT / "book" / f"{page}.ipynb")])
+        assert any(spelling in told for spelling in spelled), page
