@@ -52,7 +52,7 @@ def test_watched_unseen_and_right(case: Case) -> None:
         assert metric.count == seen and bool((metric.score() > 0).all()) and len(metric.score()) == len(alone)
         said = str(seen)
     else:
-        with pytest.raises(TinyhallError, match="window: expected at least two steps"):
+        with pytest.raises(TinyhallError, match="window: expected one in which the sampler makes 2 steps"):
             run(th.TrajectoryVariance(noise=NOISE))
         said = f"{seen}, refused"
     off = error(getattr(diffusers, f"{case.scheduler}Scheduler")(**case.settings), case.steps)
