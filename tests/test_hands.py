@@ -19,7 +19,7 @@ from tinyhall.core._check import TinyhallError
 from tinyhall.data.fingers import DETACHED, IN_SUPPORT, KINDS, MERGED, UNCLEAR, WRONG_COUNT, HandJudgement, finger_tips
 from tinyhall.data.hands import HandPhotos, Hands
 from tinyhall.data.images import quantised, restored
-from tinyhall.lab import experiments, pictures
+from tinyhall.lab import experiments
 from tinyhall.lab.reproduce import reproduce
 
 HANDS = Hands(64)
@@ -495,7 +495,7 @@ def test_a_model_of_hands_from_end_to_end(tmp_path: Path) -> None:
     assert kept["x"].shape == (experiment.samples, 3, 32, 32)
     verdict = experiment.data().judge(restored(kept["x"]))
     assert kept["fingers"].shape == verdict.fingers.shape
-    assert len(made.metrics["by_step"]) == pictures.STAGES
+    assert len(made.metrics["by_step"]) == made.experiment.stages
     assert sum(made.metrics["small"]["fraction"][name][0] for name in KINDS[1:]) == pytest.approx(
         made.metrics["small"]["fraction"]["any"][0]
     )

@@ -58,7 +58,7 @@ def test_an_experiment_from_end_to_end(made: tuple[Artifact, Path]) -> None:
     experiment = artifact.experiment
     by_step = artifact.metrics["by_step"]
     assert [m["step"] for m in by_step] == [5 * (i + 1) for i in range(8)]
-    assert [m["fraction"]["any"][3] for m in by_step] == [min(experiment.samples, pictures._DRAWN_AT_STAGE)] * 8
+    assert [m["fraction"]["any"][3] for m in by_step] == [min(experiment.samples, experiment.drawn_at_stage)] * 8
     assert artifact.metrics["small"]["n"] == experiment.samples
     assert artifact.metrics["full"]["n"] == experiment.samples // 8
     assert artifact.fraction("small", "any").n == experiment.samples
