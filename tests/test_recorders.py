@@ -13,7 +13,7 @@ from tinyhall.core._check import TinyhallError
 from tinyhall.core.metrics import Metric, Step, TrajectoryVariance
 from tinyhall.core.sampling import SampleConfig, chunks, ddim, ddpm, reverse, sample
 from tinyhall.core.schedule import Schedule
-from tinyhall.lab.recorders import StatesAt, Trace, WindowSweep
+from tinyhall.lab.recorders import Settling, StatesAt, Trace, WindowSweep
 
 SCHEDULE = Schedule.linear(1e-4, 0.3, 60)
 
@@ -157,8 +157,24 @@ def test_states_are_those_in_which_the_network_was_asked(chunk: int) -> None:
         torch.testing.assert_close(net(found, torch.full((20,), t)), steps[t].eps)
 
 
-@pytest.mark.parametrize("recorder", [Trace({5}), StatesAt({5})], ids=["trace", "states"])
-def test_a_record_is_a_metric_that_does_not_score(recorder: Trace | StatesAt) -> None:
+def test_settling_counts_the_pixels_that_are_not_yet_what_they_become() -> None:
+    # Two images of two pixels over three steps, t falling: the second image's first pixel goes out in the last step.
+    values = torch.tensor([[[1.0, -1], [-1, 1]], [[0.6, -1], [0, 1]], [[-1, 0.4], [1, 1]]]).view(3, 2, 1, 1, 2)
+    settling = Settling(2)
+    for step in steps_of(values):
+        settling.update(step)
+    assert settling.times == [2, 1, 0]
+    assert settling.changed().tolist() == [[1, 0, 0], [0.5, 0.5, 0]]
+    first = Settling(1)
+    for step in steps_of(values):
+        first.update(step)
+    assert torch.equal(first.changed(), settling.changed()[:1])
+    first.reset()
+    assert first.times == []
+
+
+@pytest.mark.parametrize("recorder", [Trace({5}), StatesAt({5}), Settling(1)], ids=["trace", "states", "settling"])
+def test_a_record_is_a_metric_that_does_not_score(recorder: Trace | StatesAt | Settling) -> None:
     assert isinstance(recorder, Metric)
     recorder.check(SCHEDULE, (3, 2))
     with pytest.raises(TinyhallError) as caught:

@@ -12,6 +12,7 @@ from common import one_line, same_bits
 
 from tinyhall.core._check import TinyhallError
 from tinyhall.core.metrics import spelled
+from tinyhall.core.sampling import sample
 from tinyhall.lab import experiments
 from tinyhall.lab.artifact import Artifact, available, load
 from tinyhall.lab.experiment import Lab
@@ -137,7 +138,44 @@ def test_images_are_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found.info["drawn"]["revision"] == revision()
 
 
-# The exact denoiser in the network's place.
+def test_simple_shapes_keep_what_the_paper_s_window_is_judged_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(experiments.get("simple-shapes", "smoke"), steps=6, samples=6, respace=20)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "simple-shapes", small)
+    found = made("simple-shapes", tmp_path, samplers=["small", "ddim"])
+    kept, few = found.samples("small"), found.samples("ddim")
+    assert torch.equal(kept["white"].long(), (kept["x"] > 127).flatten(1).sum(1))
+    assert len(few["white"]) == 3 and found.metrics["ddim"]["n"] == 3
+    assert kept["changed"][:, -1].eq(0).all() and kept["changed_t"].diff().lt(0).all()
+    lab = Lab(0, tmp_path / "a", tmp_path / "r", torch.device("cpu"), False)
+    x = sample(
+        found.net, small.schedule(), 6, shape=(1, 32, 32), generator=lab.stream("samples"), sampler=small.sampler()
+    ).x  # fmt: skip
+    for name, one in (("post_hoc", False), ("post_hoc_one", True)):
+        for i, window in enumerate(kept["post_hoc_windows"].tolist()):
+            metric = PostHocVariance(tuple(window), one_noise=one)
+            score = metric.of(found.net, small.schedule(), x, generator=lab.stream("post hoc"))
+            assert torch.equal(kept[f"log10_{name}"][:, i], score.clamp_min(1e-12).log10().half())
+
+
+# Denoisers in closed form in the network's place.
+
+
+def test_near_sighted_denoisers_draw_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "simple-shapes-local"
+    small = dataclasses.replace(experiments.get(name, "smoke"), n=20, samples=3, patches=(7, 33))
+    monkeypatch.setitem(experiments.EXPERIMENTS, name, small)
+    found = made(name, tmp_path)
+    assert set(found.metrics) == {"patch7", "patch33"}
+    assert found.fraction("patch33", "any").value == 0  # the whole image in view: it repeats its training set
+    train, _ = small.real_data(0)
+    drawn = found.samples("patch33")["x"]
+    assert torch.cdist((drawn.flatten(1) / 127.5 - 1), train.flatten(1)).amin(1).max() < 0.2
+    stamp = (found.folder / "samples-patch7.safetensors").stat().st_mtime_ns
+    assert made(name, tmp_path).metrics == found.metrics  # a patch that is drawn is not drawn again
+    assert (found.folder / "samples-patch7.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(TinyhallError) as caught:
+        found.net  # noqa: B018
+    one_line(caught.value, "experiment", "one with a network", "LocalDenoiser")
 
 
 @pytest.mark.parametrize("name", ["line123-exact", "grid-exact"])
@@ -167,8 +205,6 @@ def test_an_artifact_of_the_exact_denoiser_has_no_weights(name: str, tmp_path: P
 
 
 def test_the_exact_denoiser_s_draw_is_that_of_the_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinyhall.core.sampling import sample
-
     quick(monkeypatch, "grid-exact")
     found = made("grid-exact", tmp_path, samplers=["large"])
     experiment = found.experiment

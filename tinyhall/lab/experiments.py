@@ -23,7 +23,13 @@ from .chains import (
     SimpleShapesRecursionExperiment,
 )
 from .experiment import Experiment
-from .pictures import HandPhotosExperiment, HandsExperiment, ShapesExperiment, SimpleShapesExperiment
+from .pictures import (
+    HandPhotosExperiment,
+    HandsExperiment,
+    LocalShapesExperiment,
+    ShapesExperiment,
+    SimpleShapesExperiment,
+)
 from .points import ExactExperiment, GaussianExperiment, TightExperiment
 
 
@@ -92,6 +98,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _shapes("shapes-n2000", n=2_000),
         _shapes("shapes-n20000", n=20_000),
         SimpleShapesExperiment("simple-shapes"),
+        LocalShapesExperiment("simple-shapes-local"),
         HandsExperiment("hands", window=(0, 100)),
         HandsExperiment("hands-n500", n=500, window=(0, 100)),  # the same steps
         HandPhotosExperiment("hand-photos", window=(0, 100)),

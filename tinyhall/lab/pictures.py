@@ -6,25 +6,28 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
 from ..core import _check
-from ..core._typing import Net
+from ..core._typing import Net, Tensor
 from ..core.noise import stream
-from ..core.sampling import Sampler, ddim, ddpm, sample
+from ..core.sampling import Sampler, chunks, ddim, ddpm, sample
 from ..core.unet import UNet
 from ..data.hands import HandPhotos, Hands
-from ..data.images import Images
-from ..data.shapes import SimpleShapes
-from ..measure.denoising import denoising_error
+from ..data.images import Images, quantised
+from ..data.local import LocalDenoiser
+from ..data.shapes import DOUBLE, IN_SUPPORT, SimpleShapes
+from ..measure.denoising import PostHocVariance, denoising_error
 from ..measure.stats import fraction_by_kind
 from ..store.files import load_weights, once, read_json, write_json, write_tensors
 from .draws import ImageDraw
 from .experiment import Experiment, Lab, folder, spent
+from .recorders import Settling
 
+_SETTLED = 128  # images of which is noted when their predictions settle
 DENOISED = (5, 10, 20, 50, 100, 200, 300, 400, 500, 600, 700)  # t of the denoising error
 
 
@@ -81,6 +84,18 @@ class ImageExperiment(Experiment):
     def sample_steps(self) -> int | None:
         return self.respace
 
+    def drawn_by(self, sampler: str) -> int:
+        """How many images."""
+        return self.samples if sampler == "small" else max(self.samples // 8, 1)
+
+    def kept(self, sampler: str, keep: tuple[int, int | None]) -> tuple[int, int | None]:
+        """Of how many images an artifact keeps scores, and of how many of these the picture; see `ImageDraw.tensors`."""
+        return keep if sampler == "small" else (0, keep[1])
+
+    def beside(self, lab: Lab, net: Net, draw: ImageDraw, sampler: str) -> dict[str, Tensor]:
+        """What an artifact keeps of a draw beside what every experiment keeps."""
+        return {}
+
     def fit_options(self) -> dict[str, Any]:
         return super().fit_options() | {"ema": self.ema}
 
@@ -118,13 +133,11 @@ class ImageExperiment(Experiment):
     def drawn(self, lab: Lab, net: Net, samplers: Sequence[str], keep: tuple[int, int | None]) -> dict[str, Any]:
         data, schedule, out, metrics = self.data(), self.schedule(), folder(lab.root, self, lab.seed), dict[str, Any]()
         for name in samplers:
-            small = name == "small"
             generator, config = lab.stream("samples"), lab.sampling(self.samplers()[name])
-            count = self.samples if small else max(self.samples // 8, 1)
-            draw = ImageDraw.make(net, data, schedule, count, generator=generator, config=config)
+            draw = ImageDraw.make(net, data, schedule, self.drawn_by(name), generator=generator, config=config)
             metrics[name] = draw.report(self.removes)
-            tensors = draw.tensors(keep[0] if small else 0, keep[1])
-            if small:
+            tensors = draw.tensors(*self.kept(name, keep)) | self.beside(lab, net, draw, name)
+            if name == "small":
                 error = denoising_error(net, schedule, draw.x[: keep[0]], DENOISED, generator=lab.stream("denoising"))
                 tensors |= {"log10_denoising": error.log10().half(), "denoised_at": torch.tensor(DENOISED)}
             known = {"card": self.hash, "sampler": name}
@@ -151,6 +164,7 @@ class SimpleShapesExperiment(ShapesExperiment):
     velocity: ClassVar[bool] = True
     stages: ClassVar[int] = 6
     drawn_at_stage: ClassVar[int] = 200
+    post_hoc: ClassVar[tuple[tuple[int, int], ...]] = ((0, 100), (500, 700), (600, 900), (700, 850))
     samples: int = 7_500
     respace: int = 250
     window: tuple[int, int] = (700, 850)
@@ -161,6 +175,73 @@ class SimpleShapesExperiment(ShapesExperiment):
             return super()._smaller(scale) | {"window": (300, 850)}
         small = {"widths": (32, 64, 128), "attention": (8,), "blocks": 1, "stem": 2, "ema": 0.999}
         return small | {"steps": 18_000, "batch_size": 32, "lr": 8e-4, "samples": 2_500}
+
+    def drawn_by(self, sampler: str) -> int:
+        return self.samples // 2 if sampler == "ddim" else super().drawn_by(sampler)
+
+    def kept(self, sampler: str, keep: tuple[int, int | None]) -> tuple[int, int | None]:
+        return self.samples, 300 if sampler == "small" else 32  # a picture has 4 kB, and a few are shown
+
+    def beside(self, lab: Lab, net: Net, draw: ImageDraw, sampler: str) -> dict[str, Tensor]:
+        """The measure's second form, by which the paper's filter of digits goes, with a noise for each t and with one; white
+        pixels, the plainest detector; when predictions settle (Figs. 18 and 19); and what some doubles and others were on
+        their way."""
+        schedule, kind = self.schedule(), draw.verdict["kind"]
+        kept = {"white": (draw.x > 0).flatten(1).sum(1).short()}
+        if sampler != "small":
+            return kept
+        kept["post_hoc_windows"] = torch.tensor(self.post_hoc)
+        for name, one in (("post_hoc", False), ("post_hoc_one", True)):
+            metrics = [PostHocVariance(window, one_noise=one) for window in self.post_hoc]
+            scores = [m.of(net, schedule, draw.x, generator=lab.stream("post hoc")) for m in metrics]
+            kept[f"log10_{name}"] = torch.stack(scores, 1).clamp_min(1e-12).log10().half()
+        settling = Settling(_SETTLED)
+        config = replace(lab.sampling(self.sampler()), shape=draw.x.shape[1:], batch_size=_SETTLED)
+        for _ in chunks(net, schedule, _SETTLED, metrics=[settling], generator=lab.stream("samples"), config=config):
+            kept |= {"changed": settling.changed().half(), "changed_t": torch.tensor(settling.times)}
+        traced = kind[draw.trace_rows]
+        rows = torch.cat([(traced == k).nonzero()[:most, 0] for k, most in ((DOUBLE, 6), (IN_SUPPORT, 3))])
+        return kept | {"way_of": draw.trace_rows[rows], "ways": quantised(draw.traces[rows])}
+
+
+@dataclass(frozen=True)
+class LocalShapesExperiment(SimpleShapesExperiment):
+    """Simple Shapes drawn by near-sighted denoisers in closed form, one for each width of a patch: nothing is trained, and no
+    weights are written. On a laptop two seconds an image and patch."""
+
+    samples: int = 500
+    patches: tuple[int, ...] = (9, 13, 17, 21, 25, 33)
+    late: ClassVar[frozenset[str]] = SimpleShapesExperiment.late | {"patches"}
+
+    def _smaller(self, scale: str) -> dict[str, Any]:
+        if scale == "smoke":
+            return super()._smaller(scale) | {"n": 50, "samples": 4, "patches": (7, 9)}
+        return {"n": 2_000, "respace": 50}
+
+    def net(self, seed: int, purpose: str = "weights") -> NoReturn:
+        raise _check.fail("experiment", self.name, "one with a network, and not a `LocalDenoiser` in its place")
+
+    def samplers(self) -> dict[str, Sampler]:
+        return {f"patch{patch}": ddpm("small", self.respace) for patch in self.patches}
+
+    def drawn_by(self, sampler: str) -> int:
+        return self.samples
+
+    def differences(self) -> list[str]:
+        return [*super().differences(), "local denoisers in closed form instead of a network"]
+
+    def make(self, lab: Lab, samplers: Sequence[str], keep: tuple[int, int | None]) -> dict[str, Any]:
+        images, _ = self.real_data(lab.seed)
+        began, out, metrics = time.perf_counter(), folder(lab.root, self, lab.seed), dict[str, Any]()
+        for name in samplers:
+            # A patch's draw is kept, so that a run that is resumed does not repeat it.
+            kept = folder(lab.runs, self, lab.seed) / f"{self.training_hash}-{self.respace}-{self.samples}-{name}.json"
+            if not kept.exists() or not (out / f"samples-{name}.safetensors").exists():
+                local = LocalDenoiser(images.to(lab.device), self.schedule(), int(name.removeprefix("patch")))
+                once(write_json, kept, self.drawn(lab, local, [name], keep)[name])
+            metrics[name] = read_json(kept)
+        once(write_json, out / "metrics.json", metrics)
+        return {"train_seconds": 0.0, "precision": "float32", "sample_seconds": round(time.perf_counter() - began, 1)}
 
 
 @dataclass(frozen=True)

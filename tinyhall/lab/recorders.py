@@ -8,9 +8,10 @@ from itertools import pairwise
 import torch
 
 from ..core import _check
-from ..core._typing import Float, Tensor
+from ..core._typing import Float, Tensor, UInt8
 from ..core.metrics import Moments, Step, TrajectoryVariance, spelled
 from ..core.schedule import Schedule
+from ..data.images import quantised, restored
 
 
 class WindowSweep:
@@ -103,3 +104,25 @@ class StatesAt(_Recorder):
         if self._before is not None and step.t in self.times:
             self.states[step.t] = self._before
         self._before = step.x
+
+
+class Settling(_Recorder):
+    """How far each prediction still is from the last one, of the first `most` samples of a batch."""
+
+    def __init__(self, most: int) -> None:
+        self.most = _check.positive_int("most", most)
+        super().__init__("settling")
+
+    def reset(self) -> None:
+        self.times: list[int] = []
+        self._seen: list[UInt8[Tensor, "m *shape"]] = []
+
+    def update(self, step: Step) -> None:
+        self.times.append(step.t)
+        self._seen.append(quantised(step.x0_hat[: self.most]))  # 8 bits: of all steps it is a lot
+
+    def changed(self) -> Float[Tensor, "m steps"]:
+        """The share of an image's pixels that are off by more than a quarter of the way from black to white; t falls."""
+        last = restored(self._seen[-1])
+        far = [(restored(x) - last).abs().flatten(1).gt(0.5).float().mean(1) for x in self._seen]
+        return torch.stack(far, 1).cpu()
