@@ -66,7 +66,7 @@ def test_every_experiment_builds_at_every_scale(name: str, scale: str) -> None:
     assert experiment.window[1] <= experiment.timesteps
     paper = EXPERIMENTS[name]
     assert (experiment.n <= paper.n, experiment.steps <= paper.steps, experiment.samples <= paper.samples) == (True, True, True)
-    assert scale == "paper" or experiment.steps < paper.steps
+    assert scale == "paper" or closed or experiment.steps < paper.steps
 
 
 def test_layouts() -> None:
