@@ -111,3 +111,17 @@ def test_a_figure_is_the_same_on_every_page_that_quotes_it(
     for page in pages:
         told = json.dumps([cell.get("outputs") for cell in cells(ROOT / "book" / f"{page}.ipynb")])
         assert any(spelling in told for spelling in spelled), page
+
+
+def test_the_readme_has_the_table_of_the_first_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book"))
+    import front
+
+    rows, readme = front.claims(), (ROOT / "README.md").read_text()
+    assert front.table(rows) in readme  # else: python book/front.py
+    told = json.dumps([cell.get("outputs") for cell in cells(ROOT / "book" / "intro.ipynb")])
+    for row in rows:
+        assert all(json.dumps(text)[1:-1] in told for text in (row.claim, row.found, row.fails)), row.claim
+    assert len(rows) == 6 and {path.stem for path in (ROOT / "book" / "images").iterdir()} == {
+        "bridges", "threads", "squares", "fingers",
+    }  # fmt: skip
