@@ -245,3 +245,10 @@ def test_search_finds_a_sixth_finger(browser: Any, address: str) -> None:
         page.goto(f"{address}/search.html?q=sixth+finger")
         page.locator("#search-results a[href*='04_hands']").first.wait_for()
         assert said == []
+
+
+@pytest.mark.parametrize("page_name", [p for p in PAGES if re.match(r"book/0[1-5]_", p)])
+def test_at_its_foot_a_chapter_leads_to_the_next(page_name: str) -> None:
+    foot = re.search(r'class="right-next"\s+href="([^"]*)"', (BUILT / page_name).read_text("utf-8"))
+    number = int(Path(page_name).name[:2])
+    assert foot and re.fullmatch(rf"0{number + 1}_\w+\.html", foot[1])

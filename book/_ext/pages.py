@@ -34,6 +34,19 @@ def _no_thebe(app: Any, config: Any) -> None:
                 app.disconnect(listener.id)
 
 
+def _onwards(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """At the foot of a page the next chapter, and not the tables that prove the one just read."""
+    for place, side in (("prev", 1), ("next", 2)):
+        target = pagename
+        while target in app.builder.relations:
+            target = app.builder.relations[target][side]
+            if target is None or "/evidence/" not in target:
+                break
+        if target in app.env.titles and "/evidence/" not in target and pagename in app.builder.relations:
+            title = app.builder.render_partial(app.env.titles[target])["title"]
+            context[place] = {"link": app.builder.get_relative_uri(pagename, target), "title": title}
+
+
 def _reading(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """How long a chapter takes to read; and pictures that load when they are scrolled to, in a place that is kept for them."""
     if doctree is None or "body" not in context:
@@ -91,5 +104,6 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _stored)
     app.connect("config-inited", _no_thebe)
     app.connect("html-page-context", _reading)
+    app.connect("html-page-context", _onwards)
     app.connect("build-finished", _mend)
     return {"version": "1", "parallel_read_safe": True}
