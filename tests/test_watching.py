@@ -201,6 +201,9 @@ def test_x0_hat_is_the_x0_that_the_network_knows(family: str, kind: str) -> None
     ],
 )  # fmt: skip
 def test_x0_hat_at_other_sigmas(family: str, settings: dict[str, Any], steps: int) -> None:
+    kind = getattr(diffusers, f"{family}Scheduler", None)
+    if kind is None or not settings.keys() <= inspect.signature(kind.__init__).parameters.keys():
+        pytest.skip("this diffusers is older than that scheduler")
     assert error(getattr(diffusers, f"{family}Scheduler")(**settings), steps) < 2e-4
 
 
