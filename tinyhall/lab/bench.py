@@ -109,7 +109,8 @@ def draw(
 ) -> Drawn:  # fmt: skip
     """n samples in parts, judged, and scored by the settings of `detect`."""
     generator = stream(model.seed, f"bench/{purpose}", model.device)
-    probes = stream(model.seed, f"bench/{purpose}/probes", model.device)
+    # Each detector has noise of its own: its row is the same, whichever others are asked.
+    probes = {name: stream(model.seed, f"bench/{purpose}/probes/{name}", model.device) for name in detect or {}}
     at = levels(model.schedule, sampler)
     sweep, states = WindowSweep(list(pairwise(sorted({0, *at})))), StatesAt(at)
     parts: list[Tensor] = []
@@ -130,7 +131,7 @@ def draw(
             with torch.no_grad():
                 for name, settings in detect.items():
                     for setting in settings:
-                        scores[name][setting].append(DETECTORS[name].score(seen, setting, probes).cpu())
+                        scores[name][setting].append(DETECTORS[name].score(seen, setting, probes[name]).cpu())
     x = torch.cat(parts)
     joined = {name: {s: torch.cat(v).float() for s, v in by.items()} for name, by in scores.items()}
     return Drawn(x, ~model.data.in_support(x), joined)
@@ -148,21 +149,32 @@ def quality(model: Model, x: Tensor, reference: Tensor, floor: float = 1.0) -> d
 
 def run(
     name: str, scale: str | None = None, seed: int = 0, *, root: str | Path = "artifacts", device: str | None = None,
-    progress: bool = True,
+    progress: bool = True, only: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Tunes and measures all detectors and cures on one task, and writes `bench-<scale>/seed<seed>/<task>.json` under root.
 
+    Args:
+        only: detectors whose rows join the result that is there, which then needs no cure drawn again.
+
     Raises:
-        TinyhallError: an unknown task, or no artifact of its experiment.
+        TinyhallError: an unknown task or detector, no artifact of its experiment, or a row for a result that is not there or
+            whose samples another machine has drawn.
     """
     what, place, began = task(name), _device.pick(device), time.perf_counter()
     scale = experiments.get(what.experiment, scale).scale
+    for key in only:
+        if key not in DETECTORS:
+            raise _check.fail("only", key, f"one of {', '.join(DETECTORS)}")
+    stored = results(scale, seed, root).get(name) if only else None
+    if only and stored is None:
+        raise _check.TinyhallError(f"only: expected a stored result of {name}, got none")
     model = Model(load(what.experiment, scale, seed, root), place)
     tune, measure = (k if scale != "smoke" else min(k, 400) for k in (what.tune, what.measure))
     sampler, other = (model.experiment.sampler(noiseless) for noiseless in (what.noiseless, not what.noiseless))
     visited = [c.t for c in sampler(model.schedule)]
     at = [t for t in levels(model.schedule, sampler) if t < visited[0]]  # the start is no state that a sampler has made
     settings = {key: detector.settings(at, visited) for key, detector in DETECTORS.items() if detector.fits(model.data)}
+    settings = {key: each for key, each in settings.items() if not only or key in only}
     tuned = draw(model, sampler, tune, "tune", detect=settings, other=other, progress=progress)
     bad = int(tuned.bad.sum())
     if not 0 < bad < tune:
@@ -205,6 +217,16 @@ def run(
         each = draw(model, cure.sampler, measure, "measure", steer=cure.steer, progress=progress)
         cost = (len(cure.sampler(model.schedule)) + cure.extra) * passes
         return {"setting": setting, "tried": tried} | figures(each.x, each.bad, cost)
+
+    if stored is not None:
+        if list(stats.fraction(int(held.bad.sum()), measure)) != stored["before"]["fraction"]:
+            raise _check.TinyhallError(f"only: expected the samples of the stored {name}, got others; measure all of it")
+        rows = {key: detected(key) for key in best}
+        made = {"revision": revision(), "torch": torch.__version__, "seconds": round(time.perf_counter() - began, 1)}
+        added = stored.get("added", {}) | dict.fromkeys(rows, made)
+        result = stored | {"detectors": stored["detectors"] | rows, "added": added}
+        once(write_json, _file(root, scale, seed, name), result)
+        return result
 
     cures = {}
     if not what.noiseless:
