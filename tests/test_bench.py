@@ -245,10 +245,10 @@ def test_a_detector_s_row_joins_a_stored_result_as_if_all_had_been_measured(smal
     stored = read_json(file)
     assert told["added"].keys() == stored.pop("added").keys() == {one}
     assert stored == whole
-    write_json(file, whole | {"before": whole["before"] | {"fraction": [0.5, 0.4, 0.6, 400]}})
+    write_json(file, whole | {"before": whole["before"] | {"fraction": [0.999, 0.998, 1.0, 400]}})
     with pytest.raises(TinyhallError) as caught:
         bench.run("square", "smoke", root=tmp_path, progress=False, only=[one])
-    one_line(caught.value, "only", "samples of the stored square")
+    one_line(caught.value, "only", "hallucinated of the stored square")
     with pytest.raises(TinyhallError) as caught:
         bench.run("square", "smoke", root=tmp_path, progress=False, only=["a guess"])
     one_line(caught.value, "only", "a guess", "post hoc variance")
