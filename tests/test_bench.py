@@ -254,6 +254,18 @@ def test_a_detector_s_row_joins_a_stored_result_as_if_all_had_been_measured(smal
     one_line(caught.value, "only", "a guess", "post hoc variance")
 
 
+def test_a_row_joins_by_the_rule_of_its_result(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "grid-smoke").symlink_to(small / "grid-smoke")
+    first = read_json(small / "bench-smoke" / "seed0" / "square.json")
+    assert first["within"] == 6
+    write_json(tmp_path / "bench-smoke" / "seed0" / "square.json", {k: v for k, v in first.items() if k != "within"})
+    assert bench.results("smoke", root=tmp_path)["square"]["within"] == 5  # as the first results were judged
+    model = bench.Model(load("grid", "smoke", root=small), torch.device("cpu"), 5.0)
+    x = model.data.means[:1].float() + torch.tensor([[5.5, 0.0]]) * model.data.std
+    assert model.bad(x).tolist() == [True]
+    assert bench.Model(load("grid", "smoke", root=small), torch.device("cpu")).bad(x).tolist() == [False]
+
+
 def test_what_the_bench_refuses(small: Path, tmp_path: Path) -> None:
     with pytest.raises(TinyhallError) as caught:
         bench.run("circle", "smoke", root=small)
@@ -314,7 +326,7 @@ def test_a_result_outlives_what_its_model_does_not_rest_on(name: str, field: str
 
 
 def test_a_model_without_a_good_sample_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GaussianMixture, "in_support", lambda self, x: torch.zeros(len(x), dtype=torch.bool))
+    monkeypatch.setattr(GaussianMixture, "in_support", lambda self, x, width: torch.zeros(len(x), dtype=torch.bool))
     with pytest.raises(TinyhallError) as caught:
         bench.run("square", "smoke", root=small, progress=False)
     one_line(caught.value, "both kinds", "400 of 400")

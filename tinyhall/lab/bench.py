@@ -20,6 +20,7 @@ from ..core.metrics import spelled
 from ..core.network import conditioned
 from ..core.noise import stream
 from ..core.sampling import Sampler, reverse, watched
+from ..data.mixtures import GaussianMixture
 from ..measure import stats
 from ..measure.density import Tabulated
 from ..measure.filtering import Filter
@@ -70,12 +71,19 @@ def task(name: str) -> Task:
 class Model:
     """A stored network, and what the bench needs beside it."""
 
-    def __init__(self, made: Artifact, device: torch.device) -> None:
+    def __init__(self, made: Artifact, device: torch.device, within: float = 6.0) -> None:
+        self.within = within
         self.experiment, self.device, self.seed = made.experiment, device, made.info["seed"]
         self.data, self.schedule = made.experiment.data(), made.experiment.schedule()
         net: Net = made.net.to(device)
         self.net = Tabulated(net, self.schedule.timesteps, device=device) if self.data.shape == (1,) else net
         self.real = made.experiment.real_data(self.seed)[0]
+
+    def bad(self, x: Tensor) -> Bool[Tensor, " n"]:
+        """Which samples are hallucinated: of points, those beyond `within` std of every mode."""
+        if isinstance(self.data, GaussianMixture):
+            return ~self.data.in_support(x, self.within)
+        return ~self.data.in_support(x)
 
     def labelled(self, n: int, generator: torch.Generator) -> Net:
         """The network; a conditional one with n labels of its own and the experiment's guidance."""
@@ -134,7 +142,7 @@ def draw(
                         scores[name][setting].append(DETECTORS[name].score(seen, setting, probes[name]).cpu())
     x = torch.cat(parts)
     joined = {name: {s: torch.cat(v).float() for s, v in by.items()} for name, by in scores.items()}
-    return Drawn(x, ~model.data.in_support(x), joined)
+    return Drawn(x, model.bad(x), joined)
 
 
 def quality(model: Model, x: Tensor, reference: Tensor, floor: float = 1.0) -> dict[str, float]:
@@ -168,7 +176,7 @@ def run(
     stored = results(scale, seed, root).get(name) if only else None
     if only and stored is None:
         raise _check.TinyhallError(f"only: expected a stored result of {name}, got none")
-    model = Model(load(what.experiment, scale, seed, root), place)
+    model = Model(load(what.experiment, scale, seed, root), place, stored["within"] if stored else 6.0)
     tune, measure = (k if scale != "smoke" else min(k, 400) for k in (what.tune, what.measure))
     sampler, other = (model.experiment.sampler(noiseless) for noiseless in (what.noiseless, not what.noiseless))
     visited = [c.t for c in sampler(model.schedule)]
@@ -236,7 +244,7 @@ def run(
         cures = mitigations(model.experiment, model.data, best["intrinsic dimension"], generator, place)
     result = {
         "card": model.experiment.name, "hash": model.experiment.drawing_hash, "scale": scale, "seed": seed,
-        "n": [tune, measure],
+        "n": [tune, measure], "within": model.within,
         "before": figures(held.x, held.bad, calls), "real": real,
         "detectors": {key: detected(key) for key in best}, "cures": {key: cured(by) for key, by in cures.items()},
         "device": describe_device(place), "revision": revision(), "torch": torch.__version__,
@@ -275,6 +283,7 @@ def results(scale: str = "paper", seed: int = 0, root: str | Path = "artifacts")
             raise _check.TinyhallError(
                 f"bench: expected a result of experiment {hash_} for {name}, got one of {result.get('hash')}"
             )
+        result.setdefault("within", 5.0)  # the rule for points of the first results, which do not name it
         for told in result["detectors"].values():
             told["setting"], told["tried"] = spelling(told["setting"]), {spelling(s): a for s, a in told["tried"].items()}
     return found
