@@ -13,7 +13,7 @@ import torch
 from common import ROOT, one_line, run_python, same_t, seeded
 
 from tinyhall.core._check import TinyhallError
-from tinyhall.core.metrics import TrajectoryVariance
+from tinyhall.core.metrics import TrajectoryVariance, parsed
 from tinyhall.core.sampling import ddim, ddpm, reverse, watched
 from tinyhall.core.schedule import Schedule
 from tinyhall.datasets import MNIST, GaussianMixture
@@ -22,7 +22,7 @@ from tinyhall.lab.artifact import load
 from tinyhall.lab.mitigations import quadratic
 from tinyhall.lab.recorders import StatesAt, WindowSweep
 from tinyhall.lab.reproduce import reproduce
-from tinyhall.measure.denoising import denoising_error
+from tinyhall.measure.denoising import PostHocVariance, denoising_error
 from tinyhall.store.files import read_json, write_json
 
 QUICK = Schedule.linear(1e-3, 0.3, 60)
@@ -50,6 +50,22 @@ def test_the_intrinsic_dimension_is_the_denoising_error() -> None:
     s = seen(PAIR)
     told = detectors.intrinsic_dimension(s, 3, seeded(2))
     assert torch.equal(told, denoising_error(s.net, QUICK, s.x, [3], generator=seeded(2))[:, 0])
+
+
+@pytest.mark.parametrize(("window", "k"), [((5, 20), 10), ((5, 9), 4)])
+def test_the_post_hoc_variance_is_that_of_the_measure_and_costs_its_values_of_t(window: tuple[int, int], k: int) -> None:
+    s, asked = seen(PAIR), []
+
+    def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(int(t[0]))
+        return s.net(x, t)
+
+    told = detectors.post_hoc_variance(s._replace(net=counted), window, seeded(2))
+    assert torch.equal(told, PostHocVariance(window, k).of(s.net, QUICK, s.x, generator=seeded(2)))
+    detector = detectors.DETECTORS["post hoc variance"]
+    assert detector.calls(window, asked) == k == len(asked)
+    for a, b in detector.settings([20, 9, 1], list(range(60))):
+        assert 0 <= a < b - 1 < 60
 
 
 def test_the_curvature_beside_a_lone_mode() -> None:
@@ -220,6 +236,36 @@ def test_the_bench_ends_the_same_again(small: Path, tmp_path: Path) -> None:
     assert again["seconds"] > 0
 
 
+def test_a_detector_s_row_joins_a_stored_result_as_if_all_had_been_measured(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "grid-smoke").symlink_to(small / "grid-smoke")
+    whole = read_json(small / "bench-smoke" / "seed0" / "square.json")
+    file, one = tmp_path / "bench-smoke" / "seed0" / "square.json", "post hoc variance"
+    write_json(file, whole | {"detectors": {k: d for k, d in whole["detectors"].items() if k != one}})
+    told = bench.run("square", "smoke", root=tmp_path, progress=False, only=[one])
+    stored = read_json(file)
+    assert told["added"].keys() == stored.pop("added").keys() == {one}
+    assert stored == whole
+    write_json(file, whole | {"before": whole["before"] | {"fraction": [0.999, 0.998, 1.0, 400]}})
+    with pytest.raises(TinyhallError) as caught:
+        bench.run("square", "smoke", root=tmp_path, progress=False, only=[one])
+    one_line(caught.value, "only", "hallucinated of the stored square")
+    with pytest.raises(TinyhallError) as caught:
+        bench.run("square", "smoke", root=tmp_path, progress=False, only=["a guess"])
+    one_line(caught.value, "only", "a guess", "post hoc variance")
+
+
+def test_a_row_joins_by_the_rule_of_its_result(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "grid-smoke").symlink_to(small / "grid-smoke")
+    first = read_json(small / "bench-smoke" / "seed0" / "square.json")
+    assert first["within"] == 6
+    write_json(tmp_path / "bench-smoke" / "seed0" / "square.json", {k: v for k, v in first.items() if k != "within"})
+    assert bench.results("smoke", root=tmp_path)["square"]["within"] == 5  # as the first results were judged
+    model = bench.Model(load("grid", "smoke", root=small), torch.device("cpu"), 5.0)
+    x = model.data.means[:1].float() + torch.tensor([[5.5, 0.0]]) * model.data.std
+    assert model.bad(x).tolist() == [True]
+    assert bench.Model(load("grid", "smoke", root=small), torch.device("cpu")).bad(x).tolist() == [False]
+
+
 def test_what_the_bench_refuses(small: Path, tmp_path: Path) -> None:
     with pytest.raises(TinyhallError) as caught:
         bench.run("circle", "smoke", root=small)
@@ -241,17 +287,28 @@ def test_settings_are_spelled_as_they_come_back_from_a_file() -> None:
         assert json.loads(json.dumps({str(told): 1})) == {str(told): 1}
 
 
-def test_an_older_result_has_its_windows_respelled() -> None:
-    root = ROOT / "book" / "artifacts"
-    stored = read_json(root / "bench-laptop" / "seed0" / "square.json")["detectors"]
-    told = bench.results("laptop", root=root)["square"]["detectors"]
-    assert stored["trajectory variance"]["setting"] in ([0, 6], "[0,6)")
-    assert told["trajectory variance"]["setting"] == "[0,6)"
-    assert {window[0] + window[-1] for window in told["trajectory variance"]["tried"]} == {"[)"}
-    for name, detector in told.items():
-        assert detector["tried"][str(detector["setting"])] == max(detector["tried"].values()), name
-        assert list(detector["tried"].values()) == list(stored[name]["tried"].values())
-    assert told["curvature"] == stored["curvature"]
+def test_every_setting_finds_its_row_in_every_stored_result() -> None:
+    for task, told in bench.results("laptop", root=ROOT / "book" / "artifacts").items():
+        for name, detector in told["detectors"].items():
+            assert detector["tried"][str(detector["setting"])] == max(detector["tried"].values()), (task, name)
+
+
+def test_a_result_in_either_spelling_reads_the_same(small: Path, tmp_path: Path) -> None:
+    """As JSON once had a window: a list in `setting`, and the text of a tuple among `tried`."""
+    new = read_json(small / "bench-smoke" / "seed0" / "square.json")
+
+    def older(setting: str | int | None) -> list[int] | int | None:
+        return list(parsed(setting)) if isinstance(setting, str) else setting
+
+    old = {
+        name: told
+        | {"setting": older(told["setting"])}
+        | {"tried": {str(tuple(older(s))) if s.startswith("[") else s: area for s, area in told["tried"].items()}}
+        for name, told in new["detectors"].items()
+    }
+    assert old["trajectory variance"]["setting"] != new["detectors"]["trajectory variance"]["setting"]
+    write_json(tmp_path / "bench-smoke" / "seed0" / "square.json", new | {"detectors": old})
+    assert bench.results("smoke", root=tmp_path)["square"]["detectors"] == new["detectors"]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +326,7 @@ def test_a_result_outlives_what_its_model_does_not_rest_on(name: str, field: str
 
 
 def test_a_model_without_a_good_sample_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GaussianMixture, "in_support", lambda self, x: torch.zeros(len(x), dtype=torch.bool))
+    monkeypatch.setattr(GaussianMixture, "in_support", lambda self, x, width: torch.zeros(len(x), dtype=torch.bool))
     with pytest.raises(TinyhallError) as caught:
         bench.run("square", "smoke", root=small, progress=False)
     one_line(caught.value, "both kinds", "400 of 400")

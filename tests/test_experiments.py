@@ -257,8 +257,12 @@ def test_a_chapter_s_switch_makes_artifacts_that_the_book_has(switch: Path, monk
         made.append((experiment.name, experiment.scale, seed))
         places.add(Path(root).resolve())
 
+    def run(task: str, scale: str, seed: int = 0, root: str = "artifacts") -> None:
+        made.append((bench.task(task).experiment, scale, seed))
+        places.add(Path(root).resolve())
+
     monkeypatch.setattr(tinyhall, "reproduce", reproduce)
-    monkeypatch.setattr(bench, "run", lambda task, scale, seed=0: made.append((bench.task(task).experiment, scale, seed)))
+    monkeypatch.setattr(bench, "run", run)
     monkeypatch.delenv("TINYHALL_SCALE", raising=False)
     monkeypatch.chdir(switch.parent)
     exec(first.replace("RETRAIN = False", "RETRAIN = True"), {})

@@ -489,6 +489,34 @@ def test_a_gallery_is_sorted(browser: Any, tmp_path: Path) -> None:
                 assert places == [f"{-(i % 12) * 48}px {-(i // 12) * 48}px" for i in order]
 
 
+def sheets() -> dict[str, explore.Sheet]:
+    return {
+        "AUROC": explore.Sheet([[0.5, 1.0], [0.75, None]], "One is perfect.", worst=0.5),
+        "calls": explore.Sheet([[0.0, 4.0], [10.0, 2.0]], "Of the network.", "{:.0f}", worst=10, best=0),
+    }
+
+
+@pytest.mark.browser
+def test_a_heat_map_is_switched_and_sorted(browser: Any, tmp_path: Path) -> None:
+    figure = explore.heat(("first", "second"), ("line", "plane"), sheets())
+    assert "AUROC. first: line 0.50, plane 1.00; second: line 0.75." in figure.still
+    with shown(browser, figure, tmp_path, 390) as page:
+        told, by, which = page.locator("output"), page.get_by_label("sorted by"), page.get_by_label("shown")
+        fields = page.locator(".th-heat tbody tr")
+        assert told.inner_text() == "One is perfect."
+        assert fields.all_inner_texts() == ["first\t0.50\t1.00", "second\t0.75\t-"]
+        shades = page.locator(".th-heat tbody td").evaluate_all("all => all.map((td) => td.style.backgroundColor)")
+        assert shades == [f"rgba(0, 114, 178, {alpha})" for alpha in ("0", "0.5", "0.25")] + [""]
+        by.select_option("line")
+        assert fields.all_inner_texts() == ["second\t0.75\t-", "first\t0.50\t1.00"]
+        assert told.inner_text() == "AUROC, line: second 0.75, first 0.50"
+        by.select_option("plane")
+        assert told.inner_text() == "AUROC, plane: first 1.00"  # what is not there comes last, and is not told
+        which.select_option("calls")
+        assert told.inner_text() == "calls, plane: second 2, first 4"  # fewer are better
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1000])
 def test_generations_by_keyboard_and_button(browser: Any, tmp_path: Path, width: int) -> None:
@@ -628,6 +656,10 @@ def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) 
             lambda: explore.generations({"a": torch.zeros(2, 3, 1, 8, 8)}, {"a": torch.zeros(2, 3) > 0}, {"a": [{}]}),
             ("figures", "2 generations"),
         ),
+        (lambda: explore.heat(("a",), ("b",), {}), ("sheets", "at least one")),
+        (lambda: explore.heat(("a",), ("b", "c"), sheets()), ("sheets", "1 rows of 2 values")),
+        (lambda: explore.heat(("a",), ("b",), {"s": explore.Sheet([[math.nan]], "")}), ("sheets", "finite")),
+        (lambda: explore.heat(("a",), ("b",), {"s": explore.Sheet([[1.0]], "", best=0)}), ("sheets", "best")),
         (lambda: explore.story(**tale() | {"captions": ["One."]}), ("captions", "5 sentences")),
         (lambda: explore.story(**tale() | {"forward": torch.zeros(3, 7, 2)}), ("forward", "8, 2")),
     ],

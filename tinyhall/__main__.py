@@ -140,15 +140,17 @@ def bench(
     device: str | None = None,
     quiet: bool = False,
     root: Path = ARTIFACTS,
+    only: tuple[str, ...] = (),
 ) -> None:
-    """Tune and measure all detectors and mitigations on stored models: all tasks, or those named."""
+    """Tune and measure all detectors and mitigations on stored models: all tasks, or those named. `--only DETECTOR...` adds
+    those detectors' rows to the results that are there."""
     from .lab import bench as bench_
 
     names: Sequence[str] = tasks or list(bench_.TASKS)
     for name in names:
         bench_.task(name)  # a slip in the last one should not cost the time of the others
     for name in names:
-        result = bench_.run(name, scale, seed, root=root, device=device, progress=not quiet)
+        result = bench_.run(name, scale, seed, root=root, device=device, progress=not quiet, only=only)
         print("\n".join(bench_.table({name: result})), flush=True)
 
 

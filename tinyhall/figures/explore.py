@@ -19,6 +19,8 @@ from ..data.images import quantised
 from ..data.mixtures import GaussianMixture
 from ..measure import stats
 from ..measure.filtering import Filter
+from .heat import Sheet as Sheet
+from .heat import heat as heat
 from .widgets import Explorer
 from .widgets import Rerun as Rerun
 

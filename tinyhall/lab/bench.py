@@ -20,6 +20,7 @@ from ..core.metrics import spelled
 from ..core.network import conditioned
 from ..core.noise import stream
 from ..core.sampling import Sampler, reverse, watched
+from ..data.mixtures import GaussianMixture
 from ..measure import stats
 from ..measure.density import Tabulated
 from ..measure.filtering import Filter
@@ -70,12 +71,19 @@ def task(name: str) -> Task:
 class Model:
     """A stored network, and what the bench needs beside it."""
 
-    def __init__(self, made: Artifact, device: torch.device) -> None:
+    def __init__(self, made: Artifact, device: torch.device, within: float = 6.0) -> None:
+        self.within = within
         self.experiment, self.device, self.seed = made.experiment, device, made.info["seed"]
         self.data, self.schedule = made.experiment.data(), made.experiment.schedule()
         net: Net = made.net.to(device)
         self.net = Tabulated(net, self.schedule.timesteps, device=device) if self.data.shape == (1,) else net
         self.real = made.experiment.real_data(self.seed)[0]
+
+    def bad(self, x: Tensor) -> Bool[Tensor, " n"]:
+        """Which samples are hallucinated: of points, those beyond `within` std of every mode."""
+        if isinstance(self.data, GaussianMixture):
+            return ~self.data.in_support(x, self.within)
+        return ~self.data.in_support(x)
 
     def labelled(self, n: int, generator: torch.Generator) -> Net:
         """The network; a conditional one with n labels of its own and the experiment's guidance."""
@@ -109,7 +117,8 @@ def draw(
 ) -> Drawn:  # fmt: skip
     """n samples in parts, judged, and scored by the settings of `detect`."""
     generator = stream(model.seed, f"bench/{purpose}", model.device)
-    probes = stream(model.seed, f"bench/{purpose}/probes", model.device)
+    # Each detector has noise of its own: its row is the same, whichever others are asked.
+    probes = {name: stream(model.seed, f"bench/{purpose}/probes/{name}", model.device) for name in detect or {}}
     at = levels(model.schedule, sampler)
     sweep, states = WindowSweep(list(pairwise(sorted({0, *at})))), StatesAt(at)
     parts: list[Tensor] = []
@@ -130,10 +139,10 @@ def draw(
             with torch.no_grad():
                 for name, settings in detect.items():
                     for setting in settings:
-                        scores[name][setting].append(DETECTORS[name].score(seen, setting, probes).cpu())
+                        scores[name][setting].append(DETECTORS[name].score(seen, setting, probes[name]).cpu())
     x = torch.cat(parts)
     joined = {name: {s: torch.cat(v).float() for s, v in by.items()} for name, by in scores.items()}
-    return Drawn(x, ~model.data.in_support(x), joined)
+    return Drawn(x, model.bad(x), joined)
 
 
 def quality(model: Model, x: Tensor, reference: Tensor, floor: float = 1.0) -> dict[str, float]:
@@ -148,21 +157,32 @@ def quality(model: Model, x: Tensor, reference: Tensor, floor: float = 1.0) -> d
 
 def run(
     name: str, scale: str | None = None, seed: int = 0, *, root: str | Path = "artifacts", device: str | None = None,
-    progress: bool = True,
+    progress: bool = True, only: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Tunes and measures all detectors and cures on one task, and writes `bench-<scale>/seed<seed>/<task>.json` under root.
 
+    Args:
+        only: detectors whose rows join the result that is there, which then needs no cure drawn again.
+
     Raises:
-        TinyhallError: an unknown task, or no artifact of its experiment.
+        TinyhallError: an unknown task or detector, no artifact of its experiment, or a row for a result that is not there or
+            has another share of hallucinated samples.
     """
     what, place, began = task(name), _device.pick(device), time.perf_counter()
     scale = experiments.get(what.experiment, scale).scale
-    model = Model(load(what.experiment, scale, seed, root), place)
+    for key in only:
+        if key not in DETECTORS:
+            raise _check.fail("only", key, f"one of {', '.join(DETECTORS)}")
+    stored = results(scale, seed, root).get(name) if only else None
+    if only and stored is None:
+        raise _check.TinyhallError(f"only: expected a stored result of {name}, got none")
+    model = Model(load(what.experiment, scale, seed, root), place, stored["within"] if stored else 6.0)
     tune, measure = (k if scale != "smoke" else min(k, 400) for k in (what.tune, what.measure))
     sampler, other = (model.experiment.sampler(noiseless) for noiseless in (what.noiseless, not what.noiseless))
     visited = [c.t for c in sampler(model.schedule)]
     at = [t for t in levels(model.schedule, sampler) if t < visited[0]]  # the start is no state that a sampler has made
     settings = {key: detector.settings(at, visited) for key, detector in DETECTORS.items() if detector.fits(model.data)}
+    settings = {key: each for key, each in settings.items() if not only or key in only}
     tuned = draw(model, sampler, tune, "tune", detect=settings, other=other, progress=progress)
     bad = int(tuned.bad.sum())
     if not 0 < bad < tune:
@@ -206,13 +226,25 @@ def run(
         cost = (len(cure.sampler(model.schedule)) + cure.extra) * passes
         return {"setting": setting, "tried": tried} | figures(each.x, each.bad, cost)
 
+    if stored is not None:
+        own, then = stats.fraction(int(held.bad.sum()), measure), stats.Estimate(*stored["before"]["fraction"])
+        if own.low > then.high or own.high < then.low:
+            raise _check.TinyhallError(f"only: expected the {then:.2%} hallucinated of the stored {name}, got {own:.2%}")
+        rows = {key: detected(key) for key in best}
+        made = {"revision": revision(), "torch": torch.__version__, "seconds": round(time.perf_counter() - began, 1)}
+        made |= {"fraction": own}  # of its own draw: bits differ between machines and versions
+        added = stored.get("added", {}) | dict.fromkeys(rows, made)
+        result = stored | {"detectors": stored["detectors"] | rows, "added": added}
+        once(write_json, _file(root, scale, seed, name), result)
+        return result
+
     cures = {}
     if not what.noiseless:
         generator = functools.partial(stream, seed, device=place)
         cures = mitigations(model.experiment, model.data, best["intrinsic dimension"], generator, place)
     result = {
         "card": model.experiment.name, "hash": model.experiment.drawing_hash, "scale": scale, "seed": seed,
-        "n": [tune, measure],
+        "n": [tune, measure], "within": model.within,
         "before": figures(held.x, held.bad, calls), "real": real,
         "detectors": {key: detected(key) for key in best}, "cures": {key: cured(by) for key, by in cures.items()},
         "device": describe_device(place), "revision": revision(), "torch": torch.__version__,
@@ -251,6 +283,7 @@ def results(scale: str = "paper", seed: int = 0, root: str | Path = "artifacts")
             raise _check.TinyhallError(
                 f"bench: expected a result of experiment {hash_} for {name}, got one of {result.get('hash')}"
             )
+        result.setdefault("within", 5.0)  # the rule for points of the first results, which do not name it
         for told in result["detectors"].values():
             told["setting"], told["tried"] = spelling(told["setting"]), {spelling(s): a for s, a in told["tried"].items()}
     return found

@@ -14,7 +14,7 @@ import torch
 from ..core._typing import Float, Net, Tensor
 from ..core.sampling import Sampler, reverse, watched
 from ..core.schedule import Schedule
-from ..measure.denoising import denoising_error
+from ..measure.denoising import PostHocVariance, denoising_error
 from .recorders import WindowSweep
 
 # Shares of noise, 1 - alpha_bar, at which detectors are tried: t itself means another thing on another schedule.
@@ -50,6 +50,16 @@ class Seen(NamedTuple):
 def trajectory_variance(seen: Seen, setting: Any, generator: torch.Generator) -> Float[Tensor, " n"]:
     """That of Aithal et al. 2024; the setting is its window."""
     return seen.sweep.variance(setting).flatten(1).mean(1).float()
+
+
+def post_hoc_variance(seen: Seen, setting: Any, generator: torch.Generator) -> Float[Tensor, " n"]:
+    """The other form of Aithal et al. 2024, of the finished sample: noised to ten values of t in the window, the setting."""
+    return PostHocVariance(setting, _values(setting)).of(seen.net, seen.schedule, seen.x, generator=generator)
+
+
+def _values(window: tuple[int, int]) -> int:
+    """How many values of t the post hoc form takes: the paper's ten, or all there are."""
+    return min(10, window[1] - window[0])
 
 
 def intrinsic_dimension(seen: Seen, setting: Any, generator: torch.Generator) -> Float[Tensor, " n"]:
@@ -107,6 +117,12 @@ def _windows(levels: list[int], visited: list[int]) -> list[Any]:
     return [(a, b) for a, b in combinations(sorted({0, *levels}), 2) if sum(a <= t < b for t in visited) >= 2]
 
 
+def _spans(levels: list[int], visited: list[int]) -> list[Any]:
+    """Windows over one stretch between levels or two: the post hoc form pays for each that is tried."""
+    ends = sorted({0, *levels})
+    return [(a, b) for i, a in enumerate(ends) for b in ends[i + 1 : i + 3] if b - a >= 2]
+
+
 def _levels(levels: list[int], visited: list[int]) -> list[Any]:
     return levels
 
@@ -117,6 +133,7 @@ def _none(levels: list[int], visited: list[int]) -> list[Any]:
 
 DETECTORS: dict[str, Detector] = {
     "trajectory variance": Detector(trajectory_variance, "arXiv 2406.09358", _windows, lambda s, visited: 0),
+    "post hoc variance": Detector(post_hoc_variance, "arXiv 2406.09358", _spans, lambda s, visited: _values(s)),
     "intrinsic dimension": Detector(intrinsic_dimension, "arXiv 2605.05026", _levels, lambda s, visited: 4),
     "curvature": Detector(curvature, "arXiv 2507.12201", _levels, lambda s, visited: 2),
     "ends apart": Detector(ends_apart, "arXiv 2605.06831", _levels, lambda s, visited: sum(t <= s for t in visited)),
