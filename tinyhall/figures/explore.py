@@ -293,7 +293,7 @@ def generations(
         }  # fmt: skip
         if shape == [2]:
             means = torch.zeros(0, 2) if mixture is None else mixture.means
-            edge = round(1.25 * float((means if len(means) else x).abs().max()), 3)
+            edge = round(1.35 * float((means if len(means) else x).abs().max()), 3)
             rings = [[round(float(v), 4) for v in m] for m in means]
             one |= {"points": _levels(x, -edge, edge), "modes": rings, "support": within * mixture.std if mixture else 0}
         else:
