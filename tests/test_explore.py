@@ -521,25 +521,44 @@ def test_a_heat_map_is_switched_and_sorted(browser: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize("width", [390, 1000])
 def test_generations_by_keyboard_and_button(browser: Any, tmp_path: Path, width: int) -> None:
     g = seeded(8)
-    arms = ("nothing dropped", "dropped")
-    images = {arm: torch.randn(3, 5, 1, 8, 8, generator=g) for arm in arms}
-    bad = {arm: torch.rand(3, 5, generator=g) < 0.5 for arm in arms}
-    figures = {arm: [{"FID": f"{10 * i + j}", "recall": "5%"} for i in range(3)] for j, arm in enumerate(arms)}
-    figure = explore.generations(images, bad, figures)
+    arms = {"nothing dropped": 3, "half real": 2}  # which ends before the other
+    shapes = {"points": (7, 2), "digits": (5, 1, 8, 8)}
+    sets = {
+        name: {
+            arm: explore.Drawn(torch.randn(depth, *shape, generator=g), torch.rand(depth, shape[0], generator=g) < 0.5, told)
+            for arm, depth in arms.items()
+            for told in [[f"{name} {i}" for i in range(depth)]]
+        }
+        for name, shape in shapes.items()
+    }
+    figure = explore.generations(sets, mixture=datasets.GaussianMixture.grid(side=3))
 
-    def expected(i: int) -> str:
-        return f"generation {i + 1} of 3: " + "; ".join(f"{arm}, {int(bad[arm][i].sum())} of 5 hallucinated" for arm in arms)
+    def expected(name: str, i: int) -> str:
+        there = {arm: drawn for arm, drawn in sets[name].items() if i < len(drawn.x)}
+        counts = [f"{arm}, {int(drawn.bad[i].sum())} of {len(drawn.bad[i])} hallucinated" for arm, drawn in there.items()]
+        return f"generation {i + 1} of 3: " + "; ".join(counts)
 
     with shown(browser, figure, tmp_path, width) as page:
         told, slider = page.locator("output"), page.get_by_role("slider")
-        assert told.inner_text() == expected(0)
+        assert told.inner_text() == expected("points", 0)
+        assert page.locator("svg circle").count() == 2 * 9
+        drawn = [path.get_attribute("d").count("M") for path in page.locator("svg path").all()]
+        bad = [int(arm.bad[0].sum()) for arm in sets["points"].values()]
+        assert drawn == [k for b in bad for k in (7 - b, b)]
+        page.get_by_role("combobox").select_option(label="digits")
+        assert told.inner_text() == expected("digits", 0)
         slider.press("ArrowRight")
-        assert told.inner_text() == expected(1)
-        assert page.locator("p.th-told").all_inner_texts() == [f"{arm}: FID {10 + j}, recall 5%" for j, arm in enumerate(arms)]
-        assert page.locator(".th-is-bad").count() == sum(int(bad[arm][1].sum()) for arm in arms)
+        assert told.inner_text() == expected("digits", 1)
+        assert page.locator("p.th-told").all_inner_texts() == [f"{arm}: digits 1" for arm in arms]
+        assert page.locator(".th-is-bad").count() == sum(int(arm.bad[1].sum()) for arm in sets["digits"].values())
         page.get_by_role("button", name="Play").click()
         page.get_by_role("button", name="Play").wait_for()
-        assert told.inner_text() == expected(2)
+        assert told.inner_text() == expected("digits", 2)
+        assert "half real: ends with generation 2" in page.locator(".th-explorer").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+PLAIN = explore.Drawn(torch.zeros(2, 3, 2), torch.zeros(2, 3) > 0, ["one", "two"])
 
 
 def tale() -> dict[str, Any]:
@@ -651,15 +670,14 @@ def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) 
         ),
         (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(3)}, torch.zeros(2).long(), ["a"]), ("s", "(2,)")),
         (lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(2)}, torch.ones(2).long(), ["a"]), ("kind",)),
-        (lambda: explore.generations({"a": torch.zeros(2, 3, 1, 8, 8)}, {}, {}), ("images", "arms")),
-        (
-            lambda: explore.generations({"a": torch.zeros(2, 3, 1, 8, 8)}, {"a": torch.zeros(2, 3) > 0}, {"a": [{}]}),
-            ("figures", "2 generations"),
-        ),
         (lambda: explore.heat(("a",), ("b",), {}), ("sheets", "at least one")),
         (lambda: explore.heat(("a",), ("b", "c"), sheets()), ("sheets", "1 rows of 2 values")),
         (lambda: explore.heat(("a",), ("b",), {"s": explore.Sheet([[math.nan]], "")}), ("sheets", "finite")),
         (lambda: explore.heat(("a",), ("b",), {"s": explore.Sheet([[1.0]], "", best=0)}), ("sheets", "best")),
+        (lambda: explore.generations({}), ("sets", "one arm")),
+        (lambda: explore.generations({"x": {"a": PLAIN, "b": PLAIN._replace(x=torch.zeros(2, 4, 2))}}), ("sets", "of x")),
+        (lambda: explore.generations({"x": {"a": PLAIN._replace(bad=torch.zeros(2, 4) > 0)}}), ("bad of a", "(2, 3)")),
+        (lambda: explore.generations({"x": {"a": PLAIN._replace(told=["one"])}}), ("told", "2 sentences of a")),
         (lambda: explore.story(**tale() | {"captions": ["One."]}), ("captions", "5 sentences")),
         (lambda: explore.story(**tale() | {"forward": torch.zeros(3, 7, 2)}), ("forward", "8, 2")),
     ],

@@ -217,7 +217,7 @@ def test_the_oracle_of_all_digits() -> None:
 
 
 def test_the_project_s_own_copy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (ROOT, ROOT / "book"):
+    for place in (ROOT, ROOT / "book", ROOT / "book" / "evidence"):
         monkeypatch.chdir(place)
         assert MNIST(train=False).labels[:3].tolist() == [7, 2, 1]
     monkeypatch.chdir(ROOT / "tests")

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -254,37 +254,56 @@ def gallery(
     return Explorer("gallery", data, still)
 
 
+class Drawn(NamedTuple):
+    """What the generations of one arm drew: points of the plane or images in -1..1, a sentence for each generation, and which
+    samples are hallucinated."""
+
+    x: Float[Tensor, "generations n *shape"]
+    bad: Bool[Tensor, "generations n"]
+    told: Sequence[str]
+
+
 def generations(
-    images: Mapping[str, Float[Tensor, "generations n channels size size"]],
-    bad: Mapping[str, Bool[Tensor, "generations n"]],
-    figures: Mapping[str, Sequence[Mapping[str, str]]],
+    sets: Mapping[str, Mapping[str, Drawn]], *, mixture: GaussianMixture | None = None, within: float = 6.0
 ) -> Explorer:
     """What each generation drew, in every arm of a recursion: a slider and a button go from one to the next.
 
     Args:
-        images: by arm, in -1..1, as many in each.
-        bad: by arm, which of them are hallucinated.
-        figures: by arm and generation, what was measured and is shown beside.
+        sets: by the name of the data and the arm; within one set as many samples of each generation, though an arm may end
+            before the others.
+        mixture: of the points, whose modes are ringed at `within` standard deviations.
 
     Raises:
-        TinyhallError: arms or generations that differ.
+        TinyhallError: no data, arms whose samples differ in number or shape, or verdicts and sentences that do not fit them.
     """
-    shapes = {tuple(x.shape) for x in images.values()}
-    if len(shapes) != 1 or not list(images) == list(bad) == list(figures):
-        raise _check.TinyhallError(f"images: expected one shape, and the arms of bad and figures, got {sorted(shapes)}")
-    total, each = next(iter(shapes))[:2]
-    for arm in images:
-        if tuple(bad[arm].shape) != (total, each):
-            raise _check.fail("bad", bad[arm], f"shape ({total}, {each})")
-        if len(figures[arm]) != total:
-            raise _check.TinyhallError(f"figures: expected {total} generations, got {len(figures[arm])}")
-    data = {
-        "arms": list(images), "bad": [bool(b) for arm in images for b in bad[arm].flatten()], "total": total, "each": each,
-        "figures": [", ".join(f"{name} {value}" for name, value in row.items()) for arm in images for row in figures[arm]],
-        **sprite(torch.cat([x.flatten(0, 1) for x in images.values()]), columns=each),
-    }  # fmt: skip
-    still = f"Images of {total} generations in {len(images)} arms. With JavaScript, a slider goes from one to the next."
-    return Explorer("generations", data, still)
+    if not sets or not all(sets.values()):
+        raise _check.fail("sets", sets, "at least one, of at least one arm")
+    made = []
+    for name, arms in sets.items():
+        if len(shapes := {tuple(a.x.shape[1:]) for a in arms.values()}) != 1:
+            raise _check.TinyhallError(f"sets: expected samples of one shape in all arms of {name}, got {sorted(shapes)}")
+        for arm, drawn in arms.items():
+            _shaped((f"bad of {arm}", drawn.bad, tuple(drawn.x.shape[:2])))
+            if len(drawn.told) != len(drawn.x):
+                raise _check.TinyhallError(f"told: expected {len(drawn.x)} sentences of {arm}, got {len(drawn.told)}")
+        each, *shape = next(iter(shapes))
+        x = torch.cat([a.x.flatten(0, 1) for a in arms.values()])
+        one: dict[str, Any] = {
+            "name": name, "arms": list(arms), "depth": [len(a.x) for a in arms.values()], "each": each,
+            "bad": "".join(str(int(b)) for a in arms.values() for b in a.bad.flatten()),
+            "figures": [sentence for a in arms.values() for sentence in a.told],
+        }  # fmt: skip
+        if shape == [2]:
+            means = torch.zeros(0, 2) if mixture is None else mixture.means
+            edge = round(1.35 * float((means if len(means) else x).abs().max()), 3)
+            rings = [[round(float(v), 4) for v in m] for m in means]
+            one |= {"points": _levels(x, -edge, edge), "modes": rings, "support": within * mixture.std if mixture else 0}
+        else:
+            one |= sprite(x, columns=each)
+        made.append(one)
+    deepest = max(max(one["depth"]) for one in made)
+    still = f"Samples of up to {deepest} generations of {', '.join(sets)}. With JavaScript, a slider goes from one to the next."
+    return Explorer("generations", {"sets": made}, still)
 
 
 def story(

@@ -224,18 +224,29 @@ def field(
     return figure
 
 
-def generations(series: dict[str, Any], *, ylabel: str) -> Figure:
-    """A figure by generation, a line for each arm: values `[seeds, generations]`, each seed thin, their mean thick."""
-    figure, ax = _open(8, 3.4)
+def generations(series: dict[str, Any], *, ylabel: str, ax: Any = None, note: tuple[str, float] | None = None) -> Figure:
+    """A figure by generation, a line for each arm with its name at its end: values `[seeds, generations]`, each seed thin,
+    their mean thick. `note` names a level that is drawn across, such as that of real data."""
+    figure, ax = _open(8, 3.4) if ax is None else (ax.figure, ax)
+    ends = []
     for i, (name, values) in enumerate(series.items()):
         v = np.asarray(values, dtype=float)
-        number = np.arange(1, v.shape[1] + 1)
+        number, colour = np.arange(1, v.shape[1] + 1), COLOURS[i % 6]
         if len(v) > 1:
-            ax.plot(number, v.T, color=COLOURS[i % 6], lw=0.7, alpha=0.5)
-        ax.plot(number, v.mean(0), color=COLOURS[i % 6], marker=MARKERS[i % 6], ms=5, lw=1.8, label=name)
-    ax.set(xlabel="generation (1 is trained on real data)", ylabel=ylabel, xticks=number)
-    # Above the axes, which give way: a row of six names may be wider than they are.
-    figure.legend(loc="outside upper center", ncols=len(series) if len(series) <= 4 else 3)
+            ax.plot(number, v.T, color=colour, lw=0.7, alpha=0.5)
+        ax.plot(number, v.mean(0), color=colour, marker=MARKERS[i % 6], ms=5, lw=1.8)
+        ends.append((v.mean(0)[-1], number[-1], name, colour))
+    if note is not None:
+        ax.axhline(note[1], color="0.5", lw=1, ls=":")
+        ends.append((note[1], number[-1], note[0], INK))
+    ax.set(xlabel="generation", ylabel=ylabel, xticks=number)
+    low, high = ax.get_ylim()
+    line = 0.085 * (high - low) * 3.4 / figure.get_figheight()
+    at = -np.inf
+    for end, last, name, colour in sorted(ends, key=lambda e: e[0]):
+        at = max(end, at + line)  # names keep a line's height apart
+        place = {"xytext": (last + 0.12, at), "va": "center", "annotation_clip": False}
+        ax.annotate(name, (last, end), **place, color=colour, fontsize="small")
     return figure
 
 
