@@ -209,6 +209,7 @@ def test_a_chapter_reads_as_the_second_edition_does(browser: Any, address: str, 
     with closing(browser.new_page(viewport={"width": 1280, "height": 900})) as page:
         cut_off(page, address)
         page.goto(f"{address}/book/{chapter}.html", wait_until="networkidle")
+        page.locator(".th-explorer").first.wait_for()  # an idle network does not say that the page's own scripts have run
         page.evaluate("window.MathJax?.startup?.promise.then(() => null)")
         met = page.evaluate(MET)
         assert 1500 <= met["words"] <= 1900
