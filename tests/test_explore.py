@@ -472,7 +472,12 @@ def test_a_gallery_is_sorted(browser: Any, tmp_path: Path) -> None:
     kind = torch.arange(20) % 3
     scores = {"variance": torch.rand(20, generator=g), "area": torch.rand(20, generator=g)}
     names = ("in support", "six", "four")
-    figure = explore.gallery(torch.randn(20, 3, 8, 8, generator=g), scores, kind, names)
+    figure = explore.gallery(torch.randn(20, 3, 8, 8, generator=g), scores, kind, names, [str(i) for i in range(20)])
+
+    def of(rows: list[int]) -> str:
+        counts = [(sum(int(kind[i]) == k for i in rows), name) for k, name in enumerate(names)]
+        return ", ".join(f"{count} {name}" for count, name in counts if count)
+
     with shown(browser, figure, tmp_path, 390) as page:
         told, tiles = page.locator("output"), page.locator(".th-tile")
         for name in scores:
@@ -480,11 +485,12 @@ def test_a_gallery_is_sorted(browser: Any, tmp_path: Path) -> None:
                 page.get_by_label("sorted by", exact=True).select_option(name)
                 page.get_by_label("shown", exact=True).select_option(shown_kind)
                 order = [i for i in scores[name].argsort(descending=True).tolist() if which == 0 or kind[i] == which - 1]
-                first, wrong = sum(int(kind[i]) > 0 for i in order[:12]), sum(int(kind[i]) > 0 for i in order)
+                wrong, few = sum(int(kind[i]) > 0 for i in order), min(12, len(order))
                 assert told.inner_text() == (
-                    f"{len(order)} of 20 images by {name}: {first} of the first {min(12, len(order))} are hallucinated, "
-                    f"{wrong} of all shown"
+                    f"{len(order)} of 20 images by {name}, {wrong} of them hallucinated. "
+                    f"The first {few}: {of(order[:12])}. The last {few}: {of(order[-12:])}."
                 )
+                assert tiles.all_inner_texts() == [str(i) for i in order]
                 places = tiles.evaluate_all("all => all.map((tile) => tile.style.backgroundPosition)")
                 assert places == [f"{-(i % 12) * 48}px {-(i // 12) * 48}px" for i in order]
 
@@ -678,6 +684,10 @@ def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) 
         (lambda: explore.generations({"x": {"a": PLAIN, "b": PLAIN._replace(x=torch.zeros(2, 4, 2))}}), ("sets", "of x")),
         (lambda: explore.generations({"x": {"a": PLAIN._replace(bad=torch.zeros(2, 4) > 0)}}), ("bad of a", "(2, 3)")),
         (lambda: explore.generations({"x": {"a": PLAIN._replace(told=["one"])}}), ("told", "2 sentences of a")),
+        (
+            lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(2)}, torch.zeros(2).long(), ["a"], ["5"]),
+            ("notes",),
+        ),
         (lambda: explore.story(**tale() | {"captions": ["One."]}), ("captions", "5 sentences")),
         (lambda: explore.story(**tale() | {"forward": torch.zeros(3, 7, 2)}), ("forward", "8, 2")),
     ],

@@ -95,7 +95,7 @@ QUOTED = (
     (("grid", "paper", "large"), ("windows", "[0,10)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
     (("grid", "paper", "large"), ("windows", "[0,20)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
     (("shapes", "laptop", "small"), ("fraction", "two of a shape"), ("03_simple_shapes", "beside")),
-    (("hands-n500", "laptop", "small"), ("fraction", "any"), ("04_hands", "beside")),
+    (("hands-n500", "laptop", "small"), ("fraction", "any"), ("evidence/04_hands", "beside")),
 )
 
 

@@ -49,7 +49,7 @@ BARRIERS = """async ([known, repeated]) => {
 DANGLING = """() => [...document.querySelectorAll("article a.headerlink")].map((a) => decodeURIComponent(a.hash.slice(1)))
   .filter((name) => document.querySelectorAll("#" + CSS.escape(name)).length !== 1)"""
 # Chapters of the second edition, which keep what follows; the others join as they are rewritten.
-SECOND = ["01_gaussian_1d", "02_gaussian_2d", "05_mnist_collapse", "06_bench"]
+SECOND = ["01_gaussian_1d", "02_gaussian_2d", "04_hands", "05_mnist_collapse", "06_bench"]
 # What a reader meets of a chapter: its words, code, figures, and what sticks out of its place.
 MET = r"""() => {
   const article = document.querySelector("article");
@@ -209,6 +209,7 @@ def test_a_chapter_reads_as_the_second_edition_does(browser: Any, address: str, 
     with closing(browser.new_page(viewport={"width": 1280, "height": 900})) as page:
         cut_off(page, address)
         page.goto(f"{address}/book/{chapter}.html", wait_until="networkidle")
+        page.locator(".th-explorer").first.wait_for()  # an idle network does not say that the page's own scripts have run
         page.evaluate("window.MathJax?.startup?.promise.then(() => null)")
         met = page.evaluate(MET)
         assert 1500 <= met["words"] <= 1900

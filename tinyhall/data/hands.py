@@ -135,7 +135,8 @@ class HandPhotos(CountedHands):
 
     They are read once, upright, cut to the square in their middle, and kept, made small, in one file, as long as the same ones
     are there. What is transparent becomes white, as the background of 11k Hands is. `judge` is that of drawn hands and was
-    never tried on photographs, whose fingers may lie side by side: a first sorting, to be checked with `tinyhall.labels`.
+    never tried on photographs, whose fingers may lie side by side: a first sorting, to be checked with labels by eye, as
+    `tinyhall.figures.labels` takes them.
 
     File names are those of the table in any case, `.jpeg` or nothing for `.jpg`. Under "accessories" the table has 0, 0.0,
     false or no, or else 1, 1.0, true or yes, in any case. Photographs that are not found or cannot be read are left out, with

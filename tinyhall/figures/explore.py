@@ -223,13 +223,15 @@ def gallery(
     scores: Mapping[str, Float[Tensor, " n"]],
     kind: Int[Tensor, " n"],
     kinds: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> Explorer:
-    """Images sorted by the score of the reader's choice.
+    """Images sorted by the score of the reader's choice; told are the kinds of those at either end.
 
     Args:
         images: see `tinyhall.adapters.pictures`.
         scores: by name; the highest comes first.
         kind: of each image, an index of `kinds`, whose first is in support.
+        notes: printed on the images, one on each, or none.
 
     Raises:
         TinyhallError: lengths that differ, no score, one that is not finite, or a kind without a name.
@@ -243,9 +245,12 @@ def gallery(
             raise _check.TinyhallError(f"scores: expected finite values, got {odd} of {name} that are not")
     if int(kind.min()) < 0 or int(kind.max()) >= len(kinds):
         raise _check.fail("kind", kind, f"indices of the {len(kinds)} kinds")
+    if len(notes) not in (0, n):
+        raise _check.TinyhallError(f"notes: expected {n} of them, one for each image, or none, got {len(notes)}")
     data = {
         "scores": [[name, [float(f"{float(v):.4g}") for v in value]] for name, value in scores.items()],
-        "kind": [int(k) for k in kind], "kinds": list(kinds), **sprite(images),
+        "kind": [int(k) for k in kind], "kinds": list(kinds), "notes": list(notes),
+        **sprite(images),
     }  # fmt: skip
     still = (
         f"{n} images, {int((kind > 0).sum())} of which are hallucinated. With JavaScript, they are sorted by "

@@ -1,5 +1,5 @@
 // Images labelled by hand, with keys or buttons: one at a time in a grid, with undo.
-// data: { choices, answers, n, zoom, sprite, columns, cell } as `tinyhall.labels.Labeller` writes it. Answers go back as
+// data: { choices, answers, n, zoom, sprite, columns, cell } as `tinyhall.figures.labels.Labeller` writes it. Answers go back as
 // "answers", a list with the choice of each image or null.
 
 function render({ model, el }) {
