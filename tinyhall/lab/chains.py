@@ -18,13 +18,13 @@ from ..core.recursion import needed
 from ..core.sampling import Sampler, Samples, ddpm
 from ..core.schedule import Schedule
 from ..core.unet import UNet
-from ..data.images import quantised
+from ..data.images import Dataset, quantised
 from ..data.mnist import MNIST
 from ..measure import stats
 from ..measure.denoising import PostHocVariance
 from ..store.files import once, read_tensors, write_json, write_tensors
 from ..store.generations import Generation, recurse
-from .experiment import Dataset, Experiment, Lab, folder
+from .experiment import Experiment, Lab, folder
 from .pictures import ImageExperiment, ShapesExperiment, SimpleShapesExperiment
 from .points import GaussianExperiment
 from .summary import DigitReference, of_digits, of_points, of_shapes
