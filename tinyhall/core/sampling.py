@@ -83,7 +83,7 @@ def _steps(schedule: Schedule, steps: int | Sequence[int] | None, sigma2: Varian
     return [_step(schedule, t, to, sigma2) for t, to in zip(times, [*times[1:], -1], strict=True)]
 
 
-@_renamed.fields(steps="sample_steps")
+@_renamed.keywords(steps="sample_steps")
 @dataclass(frozen=True)
 class ddpm:
     """Ancestral sampling (Ho et al. 2020, algorithm 2); no noise in the last step.
@@ -105,7 +105,7 @@ class ddpm:
         return _steps(schedule, self.sample_steps, lambda beta, small: beta if large else small)
 
 
-@_renamed.fields(steps="sample_steps")
+@_renamed.keywords(steps="sample_steps")
 @dataclass(frozen=True)
 class ddim:
     """Song et al. 2021, eq. 12 and 16: eta = 0 adds no noise, eta = 1 as much as `ddpm("small")`."""

@@ -101,7 +101,7 @@ def _(data: MNIST, schedule: Schedule, device: torch.device) -> LogClasses | Non
     return digits
 
 
-@_renamed.fields(steps="sample_steps")
+@_renamed.keywords(steps="sample_steps")
 @dataclass(frozen=True)
 class hybrid:
     """DDIM, then ancestral steps for the last `stochastic`, of which the very last adds no noise (the remedy of arXiv

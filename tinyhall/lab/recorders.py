@@ -18,13 +18,18 @@ class WindowSweep:
     some of these put together: k ends cost one update a step, and k - 1 pairs of states.
 
     Args:
-        windows: (a, b), a <= t < b, each.
+        windows: (a, b), a <= t < b, each; at least one.
+
+    Raises:
+        TinyhallError: no window, or what is none.
     """
 
     name = "windows"
 
     def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
         self.windows = [_check.window(window) for window in windows]
+        if not self.windows:
+            raise _check.fail("windows", windows, "at least one (a, b)")
         self._ends = sorted({end for window in self.windows for end in window})
         self.reset()
 
