@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,45 +67,23 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, flags: int) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        with _lock_folder(path) if path.is_dir() else nullcontext():
+    from filelock import has_fcntl, lock_descriptor
+
+    at = path
+    if not has_fcntl:
+        # Windows opens no folders: a file stands for one. What is being written it keeps from others itself.
+        if not path.is_dir() or sys.platform == "emscripten":  # a browser's Python, which has no other process
             yield
-        return
-    taken = _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it")
-    handle = os.open(path, flags, 0o644)
+            return
+        at, flags = path / ".lock", os.O_RDWR | os.O_CREAT
+    handle = os.open(at, flags, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise taken from None
         # Between opening and locking, the process that held it may have given the file its final name.
-        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
-            raise taken
+        locked = lock_descriptor(handle, blocking=False)
+        if not locked or not at.exists() or not os.path.samestat(os.fstat(handle), at.stat()):
+            raise _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it")
         yield
     finally:
-        os.close(handle)
-
-
-@contextmanager
-def _lock_folder(path: Path) -> Iterator[None]:
-    """As `_lock`, by a file in the folder: Windows opens no folders. What is being written it keeps from others itself."""
-    try:
-        msvcrt: Any = importlib.import_module("msvcrt")
-    except ImportError:  # a browser's Python
-        yield
-        return
-    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        os.close(handle)
-        raise _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it") from None
-    try:
-        yield
-    finally:
-        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
         os.close(handle)
 
 
