@@ -12,7 +12,7 @@ def warn(old: str, new: str) -> None:
 
 
 def keywords(**names: str) -> Any:
-    """Takes the old keywords of a function, or of the fields of a dataclass, for the new ones: `old="new"`. A call with both raises
+    """Takes the old keywords of a function, or of a class, for the new ones: `old="new"`. A call with both raises
     TinyhallError."""
 
     def wrap(made: Any) -> Any:

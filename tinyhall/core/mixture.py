@@ -28,7 +28,7 @@ class Mixture:
     Args:
         means: float64 `[k, dim]`, in the units of the data.
         std: standard deviation of every mode, same units.
-        name: for cards and plots.
+        name: for experiments and plots.
     """
 
     means: Float[Tensor, "k dim"]

@@ -22,7 +22,7 @@ _LARGEST_JSON = 2**28
 _DIGEST = "sha256"  # its key among a JSON object's or a note's own; files from before it was written have none, and load too
 
 
-def write(path: str | Path, fill: Callable[[Path], None]) -> None:
+def write(path: str | Path, fill: Callable[[Path], object]) -> None:
     """Has `fill` write a file beside `path`, then renames it: a reader sees the old file or the new one, whole.
 
     Raises:
@@ -98,11 +98,7 @@ def write_json(path: str | Path, value: Any) -> None:
         _free(plain, path)
         plain[_DIGEST] = _of_json(plain)
     text = json.dumps(plain, indent=1, sort_keys=True) + "\n"
-
-    def fill(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write(path, fill)
+    write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: str | Path) -> Any:
@@ -141,11 +137,8 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], note: dict[str, 
     _free(note, path)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     note[_DIGEST] = _of_tensors(plain, note)
-
-    def fill(part: Path) -> None:
-        part.write_bytes(save(plain, note))  # its `save_file` goes through a file of a random name, which a kill would leave
-
-    write(path, fill)
+    # Its `save_file` goes through a file of a random name, which a kill would leave.
+    write(path, lambda part: part.write_bytes(save(plain, note)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
