@@ -191,6 +191,7 @@ class HandPhotos(CountedHands):
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 3 size size"]:
         """n photographs, float32 in -1..1, none twice. Raises TinyhallError for more than there are, or no generator."""
+        _check.generator("generator", generator)  # before all photographs are read
         x = self._bytes[0]
         return restored(x[drawn(n, len(x), generator)])
 

@@ -60,10 +60,12 @@ class WindowSweep:
 
 
 class _Recorder:
-    """A metric that does not score, and is read when the samples are there."""
+    """A metric that does not score, but keeps something at some values of t, to be read when the samples are there."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
+
+    def __init__(self, times: Collection[int]) -> None:
+        self.times = frozenset(times)
         self.reset()
 
     def check(self, schedule: Schedule, times: Sequence[int]) -> None: ...
@@ -77,9 +79,7 @@ class _Recorder:
 class Trace(_Recorder):
     """x0_hat at some values of t, on the device where they were predicted: `of` gives those of some samples."""
 
-    def __init__(self, times: Collection[int]) -> None:
-        self.times = frozenset(times)
-        super().__init__("trace")
+    name = "trace"
 
     def reset(self) -> None:
         self.x0_hat: list[Tensor] = []
@@ -96,9 +96,7 @@ class Trace(_Recorder):
 class StatesAt(_Recorder):
     """The states in which the network was asked at some values of t, in `states` by t; not the first, which no step made."""
 
-    def __init__(self, times: Collection[int]) -> None:
-        self.times = frozenset(times)
-        super().__init__("states")
+    name = "states"
 
     def reset(self) -> None:
         self.states: dict[int, Tensor] = {}

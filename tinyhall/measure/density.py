@@ -38,11 +38,7 @@ class SampleDensity:
 
     def density(self, edges: Float[Tensor, " bins_plus_one"]) -> Float[Tensor, " bins"]:
         """Mean density between neighbouring edges."""
-        bins = torch.bucketize(self.places, edges.to(self.places)) - 1
-        inside = (bins >= 0) & (bins < len(edges) - 1)
-        out = torch.zeros(len(edges) - 1, dtype=self.mass.dtype)
-        out.index_add_(0, bins[inside], self.mass[inside])
-        return out / edges.diff()
+        return torch.histogram(self.places, edges.to(self.places), weight=self.mass).hist / edges.diff()
 
 
 class Tabulated:
