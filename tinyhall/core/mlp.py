@@ -18,7 +18,7 @@ def sinusoidal(t: Int[Tensor, " n"] | Float[Tensor, " n"], width: int) -> Float[
     """Sines, then cosines, of t at width/2 frequencies from 1 to 1/10,000 (Vaswani et al. 2017, section 3.5)."""
     half = width // 2
     rate = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=t.device, dtype=torch.float32))
-    angle = t.float()[:, None] * rate
+    angle = t[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
