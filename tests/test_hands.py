@@ -215,7 +215,7 @@ def test_photographs_are_read_cut_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert float((x - drawn[far]).abs().mean()) < 0.03
     assert torch.equal(x, hands.sample(8, seeded(1)))
     assert hands.in_support(x).all()
-    monkeypatch.setattr("tinyhall.data.hands._photograph", None)
+    monkeypatch.setattr("tinyhall.data.photos._photograph", None)
     assert torch.equal(HandPhotos(tmp_path / "11k", accessories=True, cache=tmp_path).sample(8, seeded(1)), x)  # from the file
 
 

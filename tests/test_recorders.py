@@ -101,6 +101,9 @@ def test_a_sweep_refuses_other_ends_and_bad_windows() -> None:
     with pytest.raises(TinyhallError) as caught:
         WindowSweep([(0, 5), (5, 5)])
     one_line(caught.value, "window", "0 <= a < b", "(5, 5)")
+    with pytest.raises(TinyhallError) as caught:
+        WindowSweep([])
+    one_line(caught.value, "windows", "at least one (a, b)", "[]")
     every = range(59, -1, -1)
     WindowSweep([(0, 2), (58, 60)]).check(SCHEDULE, every)
     for windows, times, parts in (

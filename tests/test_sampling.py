@@ -563,6 +563,9 @@ def test_the_old_keyword_says_what_it_is_called_now(make: Callable) -> None:
         old = make(steps=7)
     assert old == make(sample_steps=7)
     assert old(MILD) == make(sample_steps=7)(MILD)
+    with pytest.raises(TinyhallError) as caught:
+        make(sample_steps=7, steps=7)
+    one_line(caught.value, "sample_steps", make.__name__, "steps, its old name")
 
 
 def go(**changed: object) -> object:

@@ -229,5 +229,8 @@ def test_the_old_names_say_what_they_are_called_now() -> None:
         with pytest.warns(FutureWarning, match=r"tinyhall: steps of Schedule\.\w+ is now timesteps"):
             old = make(steps=200)
         assert torch.equal(old.betas, make(timesteps=200).betas)
+        with pytest.raises(TinyhallError) as caught:
+            make(timesteps=200, steps=200)
+        one_line(caught.value, "timesteps", "Schedule", "steps, its old name")
     with pytest.warns(FutureWarning, match=r"Schedule\.steps is now Schedule\.timesteps"):
         assert old.steps == 200

@@ -133,7 +133,8 @@ class Reader:
             inverse = "Inverse" in self.name  # runs up, and asks the network at another t than that of its state
             names = ["alphas"] if getattr(scheduler, "init_noise_sigma", 1.0) == 1.0 and not inverse else []
         if not names:
-            raise _check.fail("scheduler", self.name, f"one in which x_0 has a closed form, such as {', '.join(_some())}")
+            some = ", ".join(f"{names.split()[0]}Scheduler" for names in FAMILIES.values())
+            raise _check.fail("scheduler", self.name, f"one in which x_0 has a closed form, such as {some}")
         self.family = names[0]
         straight = self.family == "flow" or bool(getattr(config, "use_flow_sigmas", False))
         if self.family in ("edm", "consistency"):
@@ -226,7 +227,3 @@ class Reader:
         if self.kind == "epsilon" and level.signal == 0:
             raise _check.fail("prediction_type", self.kind, "v_prediction or sample where a state is noise alone")
         return implied(self.kind, level.signal, level.noise, said, x)
-
-
-def _some() -> list[str]:
-    return [f"{names.split()[0]}Scheduler" for names in FAMILIES.values()]

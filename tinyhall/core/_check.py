@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,10 +35,7 @@ def positive_int(name: str, value: Any) -> int:
 
 
 def positive(name: str, value: Any) -> float:
-    # `not value > 0` also refuses NaN.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise fail(name, value, "a finite number above 0")
-    return float(value)
+    return number(name, value, "a finite number above 0", lambda v: 0 < v < math.inf)
 
 
 def number(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> float:
@@ -79,9 +77,29 @@ def floats(name: str, value: Any, *, ndim: int | None = None, finite: bool = Tru
         raise fail(name, value, "a float32 tensor")
     if value.ndim < 2 or (ndim is not None and value.ndim != ndim) or value.shape[0] == 0:
         raise fail(name, value, f"shape [n, {'*shape' if ndim is None else ', '.join(['.'] * (ndim - 1))}], n >= 1")
-    if finite and not bool(torch.isfinite(value).all()):
-        raise TinyhallError(f"{name}: expected finite values, got {int((~torch.isfinite(value)).sum())} that are not")
+    return all_finite(name, value) if finite else value
+
+
+def all_finite(name: str, value: Tensor) -> Tensor:
+    if bad := int((~torch.isfinite(value)).sum()):
+        raise TinyhallError(f"{name}: expected finite values, got {bad} that are not")
     return value
+
+
+def shaped(x: Any, shape: tuple[int, ...]) -> Tensor:
+    """Samples `[n, *shape]`."""
+    if not isinstance(x, Tensor) or tuple(x.shape[1:]) != shape:
+        raise fail("x", x, f"shape [n, {', '.join(map(str, shape))}]")
+    return x
+
+
+def unlabelled(x: Tensor, t: Tensor, label: Tensor | None, shape: tuple[int, ...]) -> None:
+    """What a network without classes is asked: samples of this shape, one t for each, and no label."""
+    if label is not None:
+        raise fail("label", label, "None: this network knows no classes")
+    shaped(x, shape)
+    if t.shape != x.shape[:1]:
+        raise fail("t", t, f"shape [{len(x)}], one for each x")
 
 
 def window(value: Any, steps: int | None = None) -> tuple[int, int]:

@@ -28,7 +28,7 @@ class Mixture:
     Args:
         means: float64 `[k, dim]`, in the units of the data.
         std: standard deviation of every mode, same units.
-        name: for cards and plots.
+        name: for experiments and plots.
     """
 
     means: Float[Tensor, "k dim"]
@@ -109,7 +109,7 @@ class Mixture:
     def nearest(self, x: Float[Tensor, "n dim"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
         """The nearest mode of each point, and how many std away it is; infinitely many for what is not finite."""
         _check.floats("x", x, ndim=2, finite=False)
-        self._fits(x)
+        _check.shaped(x, self.shape)
         modes, distances = [], []
         for part in x.split(_CHUNK):
             part = _device.exact(part)
@@ -122,13 +122,8 @@ class Mixture:
 
     def log_density(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
         """log p(x), natural logarithm, float64 inside. Raises TinyhallError for x of another dimension."""
-        self._fits(x)
-        z = _device.exact(x)
+        z = _device.exact(_check.shaped(x, self.shape))
         return self._components(z, torch.ones_like(z[:1, 0]), self.std**2)[0].float().to(x.device)
-
-    def _fits(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != self.dim:
-            raise _check.fail("x", x, f"shape [n, {self.dim}]")
 
     def _components(self, x: Tensor, scale: Tensor, variance: Tensor | float) -> tuple[Tensor, Tensor]:
         """log-density `[n]` of the mixture with means scale * means and this variance, and the modes' shares `[n, k]`."""
@@ -146,8 +141,7 @@ class Mixture:
         """
 
         def exact(x: Float[Tensor, "n dim"], t: Int[Tensor, " n"], label: Tensor | None = None) -> Float[Tensor, "n dim"]:
-            self._fits(x)
-            z = _device.exact(x)
+            z = _device.exact(_check.shaped(x, self.shape))
             log_bar = schedule.log_alpha_bar.to(z.device)[(t[:1] if t.stride(0) == 0 else t).to(z.device)]
             bar, noise = log_bar.exp(), -torch.expm1(log_bar)  # [n] or [1]
             total = bar * self.std**2 + noise  # variance of one noised mode

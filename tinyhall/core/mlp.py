@@ -14,11 +14,11 @@ from . import device as _device
 from ._typing import Float, Int, Tensor
 
 
-def sinusoidal(t: Int[Tensor, " n"], width: int) -> Float[Tensor, "n width"]:
+def sinusoidal(t: Int[Tensor, " n"] | Float[Tensor, " n"], width: int) -> Float[Tensor, "n width"]:
     """Sines, then cosines, of t at width/2 frequencies from 1 to 1/10,000 (Vaswani et al. 2017, section 3.5)."""
     half = width // 2
     rate = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=t.device, dtype=torch.float32))
-    angle = t.float()[:, None] * rate
+    angle = t[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
@@ -79,12 +79,7 @@ class MLP(nn.Module):
         Raises:
             TinyhallError: x of other dimensions than the network's, not one t for each x, or a label.
         """
-        if label is not None:
-            raise _check.fail("label", label, "None: this network knows no classes")
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise _check.fail("x", x, f"shape [n, {self.dim}]")
-        if t.shape != x.shape[:1]:
-            raise _check.fail("t", t, f"shape [{len(x)}], one for each x")
+        _check.unlabelled(x, t, label, (self.dim,))
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return self.trunk(x, self.time_features(t))
         # A sampler sends up to a million rows. In slices that fit the caches they take a third of the time, and a few MB.
@@ -105,9 +100,13 @@ class MLP(nn.Module):
         elif t.device.type == "cpu" and int(t.max() - t.min()) + 1 < len(t):  # elsewhere min and max would stall the device
             low = t.min()
             index, t = t - low, torch.arange(int(low), int(t.max()) + 1)
-        hidden = F.leaky_relu(self.time(sinusoidal(t, self.width)), 0.02)
-        features = [block.time(hidden) for block in self.body]  # type: ignore[operator]
+        features = self.embedded(t)
         return features if index is None else [F.embedding(index, f) for f in features]
+
+    def embedded(self, t: Tensor) -> list[Tensor]:
+        """`time_features`, worked out anew for each t, which need not be whole."""
+        hidden = F.leaky_relu(self.time(sinusoidal(t, self.width)), 0.02)
+        return [block.time(hidden) for block in self.body]  # type: ignore[operator]
 
     def trunk(self, x: Tensor, time: list[Tensor]) -> Tensor:
         # Sampling multiplies whatever the network fails to predict by up to 1e23, and LayerNorm squares: an untrained network

@@ -33,7 +33,10 @@ Sampler = Callable[[Schedule], list[Coefficients]]
 """A sampler is the list of its steps. Whatever is linear in x, eps and noise fits: DDPM, DDIM and what lies between."""
 
 
-def _step(schedule: Schedule, t: int, to: int, sigma2: Callable[[float, float], float]) -> Coefficients:
+Variance = Callable[[float, float], float]
+
+
+def _step(schedule: Schedule, t: int, to: int, sigma2: Variance) -> Coefficients:
     """The step from t to `to` (-1 is clean data), after Song et al. 2021, eq. 12, solved for x and eps.
 
     `sigma2(beta, small)` picks the noise: beta is the variance that the forward process adds between the two, small that of the
@@ -75,7 +78,12 @@ def _times(schedule: Schedule, steps: int | Sequence[int] | None) -> list[int]:
     return spaced.flip(0).tolist()
 
 
-@_renamed.fields(steps="sample_steps")
+def _steps(schedule: Schedule, steps: int | Sequence[int] | None, sigma2: Variance) -> list[Coefficients]:
+    times = _times(schedule, steps)
+    return [_step(schedule, t, to, sigma2) for t, to in zip(times, [*times[1:], -1], strict=True)]
+
+
+@_renamed.keywords(steps="sample_steps")
 @dataclass(frozen=True)
 class ddpm:
     """Ancestral sampling (Ho et al. 2020, algorithm 2); no noise in the last step.
@@ -93,15 +101,11 @@ class ddpm:
             raise _check.fail("variance", self.variance, "'large' or 'small'")
 
     def __call__(self, schedule: Schedule) -> list[Coefficients]:
-        times = _times(schedule, self.sample_steps)
         large = self.variance == "large"
-        return [
-            _step(schedule, t, to, lambda beta, small: beta if large else small)
-            for t, to in zip(times, [*times[1:], -1], strict=True)
-        ]
+        return _steps(schedule, self.sample_steps, lambda beta, small: beta if large else small)
 
 
-@_renamed.fields(steps="sample_steps")
+@_renamed.keywords(steps="sample_steps")
 @dataclass(frozen=True)
 class ddim:
     """Song et al. 2021, eq. 12 and 16: eta = 0 adds no noise, eta = 1 as much as `ddpm("small")`."""
@@ -110,15 +114,10 @@ class ddim:
     sample_steps: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.eta, bool) or not isinstance(self.eta, (int, float)) or not 0 <= self.eta <= 1:
-            raise _check.fail("eta", self.eta, "a number from 0 to 1")
+        _check.number("eta", self.eta, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
     def __call__(self, schedule: Schedule) -> list[Coefficients]:
-        times = _times(schedule, self.sample_steps)
-        return [
-            _step(schedule, t, to, lambda beta, small: self.eta**2 * small)
-            for t, to in zip(times, [*times[1:], -1], strict=True)
-        ]
+        return _steps(schedule, self.sample_steps, lambda beta, small: self.eta**2 * small)
 
 
 def reverse(

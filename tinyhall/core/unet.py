@@ -14,6 +14,8 @@ from ._typing import Float, Int, Tensor
 from .mlp import sinusoidal
 from .schedule import Schedule
 
+Images = Float[Tensor, "n channels size size"]
+
 
 def norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(width // 4, width)  # ADM's 32 groups at a width of 128
@@ -141,36 +143,23 @@ class UNet(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, generator=generator)
 
-    def forward(
-        self,
-        x: Float[Tensor, "n channels size size"],
-        t: Int[Tensor, " n"],
-        label: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n channels size size"]:
+    def forward(self, x: Images, t: Int[Tensor, " n"], label: Int[Tensor, " n"] | None = None) -> Images:
         """The predicted noise, float32. Labels are 0 to classes - 1; -1 and None stand for "no class".
 
         Raises:
             TinyhallError: x of another shape than the network's, or labels out of range.
         """
-        out = self.trunk(self._checked(x), self.condition(t, label)).float().contiguous()
+        out = self.trunk(_check.shaped(x, self.shape), self.condition(t, label)).float().contiguous()
         if self.alpha_bar is None:
             return out
         a = self.alpha_bar[t][:, None, None, None]
         return a.sqrt() * out + (1 - a).sqrt() * x
 
     def features(
-        self,
-        x: Float[Tensor, "n channels size size"],
-        t: Int[Tensor, " n"],
-        label: Int[Tensor, " n"] | None = None,
+        self, x: Images, t: Int[Tensor, " n"], label: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n width low low"]:
         """The state at the bottom of the U, after its last block (64 x 64 images: `[n, 128, 8, 8]`). Raises as `forward`."""
-        return self.encode(self._checked(x), self.condition(t, label))[-1].float().contiguous()
-
-    def _checked(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.shape:
-            raise _check.fail("x", x, f"shape [n, {', '.join(map(str, self.shape))}]")
-        return x
+        return self.encode(_check.shaped(x, self.shape), self.condition(t, label))[-1].float().contiguous()
 
     def condition(self, t: Int[Tensor, " n"], label: Int[Tensor, " n"] | None = None) -> Float[Tensor, "m condition"]:
         """What t and label say to every block: one row for all where no row differs (a sampler passes an expanded t)."""
@@ -185,8 +174,7 @@ class UNet(nn.Module):
         none = self.label.num_embeddings - 1
         if label is None:
             return F.silu(out + self.label.weight[none])
-        if label.dtype != torch.int64 or tuple(label.shape) != (n,):
-            raise _check.fail("label", label, f"int64 of shape [{n}]")
+        _check.labels("label", label, n)
         if not (label.is_cuda and torch.cuda.is_current_stream_capturing()):  # `train` has looked at all of them
             _check.classes(label, none)
         return F.silu(out + self.label(label.where(label >= 0, none)))

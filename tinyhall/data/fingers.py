@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
 from ..core import _check
 from ..core._typing import Float, Int, Tensor
 from ..measure import stats
+from .images import Squares
 
 IN_SUPPORT, WRONG_COUNT, MERGED, DETACHED, UNCLEAR = range(5)
 KINDS = ("in support", "wrong count", "merged", "detached", "unclear")
@@ -48,6 +50,21 @@ class HandJudgement(NamedTuple):
         return CountingRates(stats.fraction(countable, len(self.kind)), miscounted)
 
 
+class CountedHands(Squares):
+    """Images of hands, `size` pixels wide and high, judged by their silhouettes."""
+
+    channels: ClassVar[int] = 3
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+
+    def __post_init__(self) -> None:
+        if _check.positive_int("size", self.size) < 32:
+            raise _check.fail("size", self.size, "at least 32")
+
+    def judge(self, x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
+        """What each image is, by its silhouette: see `fingers.judge`. Raises TinyhallError for images of another shape."""
+        return judge(self._checked(x))
+
+
 def judge(x: Float[Tensor, "n 3 size size"]) -> HandJudgement:
     """What each image is, by the silhouette (see `count_fingers`): the first of these that applies.
 
@@ -77,7 +94,6 @@ def finger_tips(image: Float[Tensor, "3 size size"]) -> Float[Tensor, "k 2"]:
 
 def _look(image: Tensor) -> dict[str, Any]:
     """What there is of a hand in one image: fingers counted (-1 for no hand), their widths and tips, pieces apart."""
-    import numpy as np
     from scipy import ndimage
 
     nothing = {"fingers": -1, "widths": [], "tips": [], "apart": 0.0, "rough": False, "web": 0.0}
@@ -134,7 +150,6 @@ def _look(image: Tensor) -> dict[str, Any]:
 
 def _fingers(mask: Any, centre: Any, palm: float) -> list[tuple[list[float], float]]:
     """Tip and width of each piece of the mask that reaches out like a finger."""
-    import numpy as np
     from scipy import ndimage
 
     pieces, count = ndimage.label(mask, np.ones((3, 3)))
@@ -151,23 +166,17 @@ def _fingers(mask: Any, centre: Any, palm: float) -> list[tuple[list[float], flo
 
 def _along(a: Any, b: Any) -> bool:
     """True for directions within 60 degrees of each other."""
-    import numpy as np
-
     return bool(a @ b > 0.5 * np.linalg.norm(a) * np.linalg.norm(b))
 
 
 def _ahead(mask: Any, centre: Any, forward: Any) -> int:
     """The mask's area where it lies on the fingers' side of the palm, 0 elsewhere: the arm is no web."""
-    import numpy as np
-
     away = np.argwhere(mask).mean(0) - centre
     return int(mask.sum()) if away @ forward > 0.3 * np.linalg.norm(away) * np.linalg.norm(forward) else 0
 
 
 def _background(pixels: Any) -> Any:
     """A plane of colour through the rim of the picture, fitted again without what lies off it: there the arm leaves."""
-    import numpy as np
-
     size = pixels.shape[-1]
     y, x = np.mgrid[:size, :size] / size - 0.5
     terms = np.stack([np.ones_like(x), x, y], -1)

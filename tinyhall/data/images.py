@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
 
-from ..core._typing import Float, Tensor, UInt8
+from ..core import _check
+from ..core._typing import Bool, Float, Int, Tensor, UInt8
 
 
 @runtime_checkable
-class Images(Protocol):
-    """What is asked of a set of images that can tell its own."""
+class Dataset(Protocol):
+    """What is asked of data: samples, and which samples of a model are none of it."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-    @property
-    def kinds(self) -> tuple[str, ...]: ...
     def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
     def in_support(self, x: Tensor) -> Tensor: ...
     def judge(self, x: Tensor) -> Any: ...
+
+
+@runtime_checkable
+class Images(Dataset, Protocol):
+    """What is asked of a set of images that can tell its own."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
+
+
+class Squares(ABC):
+    """What sets of square images that can tell their own have in common."""
+
+    size: int
+    channels: ClassVar[int] = 1
+    kinds: ClassVar[tuple[str, ...]]  # the names of `judge`'s kinds, the first of which is in support
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, `(channels, size, size)`."""
+        return (self.channels, self.size, self.size)
+
+    @abstractmethod
+    def judge(self, x: Tensor) -> Any:
+        """What each image is, its `kind` and more."""
+
+    def in_support(self, x: Float[Tensor, "n channels size size"]) -> Bool[Tensor, " n"]:
+        """True where `judge` finds nothing wrong."""
+        return self.judge(x).kind == 0
+
+    def _checked(self, x: Tensor) -> Tensor:
+        return _check.shaped(_check.floats("x", x, ndim=4, finite=False), self.shape)
+
+
+def drawn(n: int, among: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """n of so many images, in any order, none twice. Raises TinyhallError for more than there are, or no generator."""
+    _check.generator("generator", generator)
+    if _check.positive_int("n", n) > among:
+        raise _check.fail("n", n, f"at most {among}, the number of images")
+    return torch.randperm(among, generator=generator, device=generator.device)[:n].cpu()
 
 
 def quantised(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:

@@ -95,12 +95,7 @@ class LocalDenoiser:
             TinyhallError: x of another shape than the training images, not one t for each x, a t outside the schedule, a label,
                 or a function `patch` that returns no patch.
         """
-        if label is not None:
-            raise _check.fail("label", label, "None: this denoiser knows no classes")
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise _check.fail("x", x, f"shape [n, {', '.join(map(str, self.shape))}]")
-        if t.shape != x.shape[:1]:
-            raise _check.fail("t", t, f"shape [{len(x)}], one for each x")
+        _check.unlabelled(x, t, label, self.shape)
         self.images = self.images.to(x.device)
         if t.stride(0) == 0:  # as a sampler passes it: one number, expanded
             return self._eps(x, int(t[0]))

@@ -28,13 +28,7 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture(Mixture):
-    """Equal round Gaussians, drawn in turn as in the paper's code: sample i comes from mode i mod k.
-
-    Args:
-        means: float64 `[k, dim]`, in the units of the data.
-        std: standard deviation of every mode, same units.
-        name: for experiments and plots.
-    """
+    """A `core.Mixture`, built as it is, that says of a point between which of its modes it lies."""
 
     def judge(self, x: Float[Tensor, "n dim"], width: float = 6.0) -> Judgement:
         """Where each point lies: in support; *interpolated*, out of it yet within `width` std of a segment that joins two

@@ -9,15 +9,16 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..core import _check
-from ..core._typing import Bool, Float, Int, Tensor
+from ..core._typing import Float, Int, Tensor
 from ..store.files import load_weights, read_json
+from .images import Squares, drawn, restored
 
 FILES = {  # name: SHA-256 of the uncompressed file, shape
     "train-images-idx3-ubyte": ("ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", (60_000, 28, 28)),
@@ -63,7 +64,7 @@ def home() -> Path:
 
 
 @dataclass(frozen=True)
-class MNIST:
+class MNIST(Squares):
     """The 60,000 training digits, or the 10,000 test digits, float32 in -1..1.
 
     Args:
@@ -79,20 +80,11 @@ class MNIST:
     root: str | Path | None = None
     train: bool = True
     size: int = 28
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __post_init__(self) -> None:
         if self.size not in (28, 32):
             raise _check.fail("size", self.size, "28 or 32")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image, `(1, size, size)`."""
-        return (1, self.size, self.size)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The names of `judge`'s kinds."""
-        return KINDS
 
     @property
     def place(self) -> Path:
@@ -113,9 +105,8 @@ class MNIST:
 
     def images(self, rows: Int[Tensor, " m"] | slice = slice(None)) -> Float[Tensor, "m 1 size size"]:
         """Those rows, in their order; all without any."""
-        x = self._bytes[rows][:, None].float() / 127.5 - 1
         margin = (self.size - 28) // 2
-        return F.pad(x, (margin,) * 4, value=-1.0)
+        return F.pad(restored(self._bytes[rows][:, None]), (margin,) * 4, value=-1.0)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n 1 size size"], Int[Tensor, " n"]]:
         """n images and their digits, none twice.
@@ -123,10 +114,7 @@ class MNIST:
         Raises:
             TinyhallError: more than there are.
         """
-        if _check.positive_int("n", n) > len(self):
-            raise _check.fail("n", n, f"at most {len(self)}, the number of images")
-        _check.generator("generator", generator)
-        rows = torch.randperm(len(self), generator=generator, device=generator.device)[:n].cpu()
+        rows = drawn(n, len(self), generator)
         return self.images(rows), self.labels[rows]
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 1 size size"]:
@@ -165,19 +153,12 @@ class MNIST:
         Raises:
             TinyhallError: images of another shape.
         """
-        _check.floats("x", x, ndim=4, finite=False)
-        if x.shape[1:] != self.shape:
-            raise _check.fail("x", x, f"shape [n, 1, {self.size}, {self.size}]")
-        x = x.cpu()
+        x = self._checked(x).cpu()
         seen = self.classifier.read(x)
         distance = self.oracle.distance(seen.signature)
         # A comparison with NaN is false, so NaN would pass for a digit.
         distance[~torch.isfinite(x).flatten(1).all(1) | distance.isnan()] = math.inf
         return DigitJudgement((distance > self.oracle.border).long(), seen.digit, distance)
-
-    def in_support(self, x: Float[Tensor, "n 1 size size"]) -> Bool[Tensor, " n"]:
-        """True where an image is like a digit."""
-        return self.judge(x).kind == IN_SUPPORT
 
 
 class Reading(NamedTuple):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +19,7 @@ from ..core import _check
 from ..core import device as _device
 from ..core._typing import Bool, Float, Int, Tensor
 from ..core.schedule import Schedule
+from .images import Squares
 
 SHAPES = ("triangle", "square", "pentagon")  # the columns, left to right
 
@@ -69,7 +70,7 @@ class ShapeJudgement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SimpleShapes:
+class SimpleShapes(Squares):
     """The paper's images: white shapes on black, each present with probability p, never none.
 
     At size 64 the columns are 21 wide and 63 high, so the last row and column stay black. A triangle (apex down) has 65
@@ -93,6 +94,7 @@ class SimpleShapes:
     p: float = 0.5
     level: float = 0.4
     pixels: int = 2
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or self.size not in (32, 64):
@@ -103,16 +105,6 @@ class SimpleShapes:
             raise _check.fail("level", self.level, "a number between 0 and 1")
         if isinstance(self.pixels, bool) or not isinstance(self.pixels, int) or self.pixels < 0:
             raise _check.fail("pixels", self.pixels, "a whole number of at least 0")
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The names of `judge`'s kinds."""
-        return KINDS
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image, `(1, size, size)`."""
-        return (1, self.size, self.size)
 
     @cached_property
     def sprites(self) -> tuple[Tensor, ...]:
@@ -172,8 +164,7 @@ class SimpleShapes:
         def exact(
             x: Float[Tensor, "n 1 size size"], t: Int[Tensor, " n"], label: Tensor | None = None
         ) -> Float[Tensor, "n 1 size size"]:
-            self._check_images(x)
-            exactly = _device.exact(x)
+            exactly = _device.exact(self._checked(x))
             bar = schedule.alpha_bar.to(exactly.device)[t.to(exactly.device)][:, None, None, None]
             parts = zip(exactly.split(_CHUNK), bar.split(_CHUNK), strict=True)
             mean = torch.cat([self._mean(z, b) for z, b in parts])
@@ -213,8 +204,7 @@ class SimpleShapes:
 
         It is exact, not a search: the columns are independent, so the nearest legal image is found column by column.
         """
-        self._check_images(x)
-        parts = [(self._nearest(part)[0] <= self.pixels) & _finite(part) for part in x.split(_CHUNK)]
+        parts = [(self._nearest(part)[0] <= self.pixels) & _finite(part) for part in self._checked(x).split(_CHUNK)]
         return torch.cat(parts)
 
     def judge(self, x: Float[Tensor, "n 1 size size"]) -> ShapeJudgement:
@@ -232,9 +222,8 @@ class SimpleShapes:
         sprite may be dark in at most `pixels` of its pixels, must add at least half of itself to those before it (so shapes
         may touch or overlap), and may have at most `pixels` pixels on or around it left unexplained.
         """
-        self._check_images(x)
         kinds, counts, offs = [], [], []
-        for part in x.split(_CHUNK):
+        for part in self._checked(x).split(_CHUNK):
             off, present = self._nearest(part)
             kind = torch.where(off <= self.pixels, IN_SUPPORT, MALFORMED)
             finite = _finite(part)
@@ -246,11 +235,6 @@ class SimpleShapes:
             counts.append(present)
             offs.append(off)
         return ShapeJudgement(torch.cat(kinds), torch.cat(counts), torch.cat(offs))
-
-    def _check_images(self, x: Tensor) -> None:
-        _check.floats("x", x, ndim=4, finite=False)
-        if tuple(x.shape[1:]) != self.shape:
-            raise _check.fail("x", x, f"shape [n, 1, {self.size}, {self.size}]")
 
     def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """In how many pixels each image differs from the nearest legal one `[n]`, and which shapes that one has `[n, 3]`."""
@@ -282,9 +266,8 @@ class SimpleShapes:
         own = sprites[shape]
         value = _cut(F.pad(images.clamp(-1, 1), (0, width, 0, height)), (image, y, x), height, width)
         faint = (value * own).sum((1, 2)) / own.sum((1, 2)) < 1 - self.level
-        around = (
-            F.max_pool2d(F.pad(sprites.float(), (1, 1, 1, 1)), 3, 1, 1)[shape] > 0
-        )  # the sprite and the pixels that touch it
+        # The sprite and the pixels that touch it.
+        around = F.max_pool2d(F.pad(sprites.float(), (1, 1, 1, 1)), 3, 1, 1)[shape] > 0
         beside = _cut(F.pad(left, (1, width + 1, 1, height + 1)), (image, y, x), height + 2, width + 2)
         clean = (beside & around).sum((1, 2)) <= self.pixels
         counted = clean & ~faint

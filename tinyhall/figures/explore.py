@@ -47,19 +47,16 @@ def threshold(
         TinyhallError: lengths that differ, scores that are not positive and finite, samples of one class only, or a share
             outside (0, 1].
     """
-    stats.check_labelled(scores, bad, "bad")
-    if not bool(bad.any()) or bool(bad.all()):
-        raise _check.TinyhallError(f"bad: expected samples of both classes, got {int(bad.sum())} hallucinated of {len(bad)}")
+    stats.check_labelled(scores, bad, "bad", both=True)
     _logarithmic(scores)
     if images is not None and len(images) != len(scores):
         raise _check.fail("images", images, f"{len(scores)} of them, one for each score")
     # Three digits after the point of a logarithm, and few bytes. The first slider position counts with the rounded ones.
     logs = [round(float(v), 3) for v in scores.cpu().log10()]
-    ranked = sorted(logs)
     of_bad = [v for v, b in zip(logs, bad.tolist(), strict=True) if b]
     first = Filter.calibrate(torch.tensor(logs, dtype=torch.float64), bad.cpu(), remove).threshold
     data: dict[str, Any] = {
-        "scores": logs, "bad": [bool(b) for b in bad], "label": label, "start": ranked.index(first),
+        "scores": logs, "bad": [bool(b) for b in bad], "label": label, "start": sorted(logs).index(first),
         "thumbs": [], "sprite": "", "columns": 1, "cell": 1,
     }  # fmt: skip
     if images is not None:

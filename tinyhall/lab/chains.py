@@ -18,13 +18,13 @@ from ..core.recursion import needed
 from ..core.sampling import Sampler, Samples, ddpm
 from ..core.schedule import Schedule
 from ..core.unet import UNet
-from ..data.images import quantised
+from ..data.images import Dataset, quantised
 from ..data.mnist import MNIST
 from ..measure import stats
 from ..measure.denoising import PostHocVariance
 from ..store.files import once, read_tensors, write_json, write_tensors
 from ..store.generations import Generation, recurse
-from .experiment import Dataset, Experiment, Lab, folder
+from .experiment import Experiment, Lab, folder
 from .pictures import ImageExperiment, ShapesExperiment, SimpleShapesExperiment
 from .points import GaussianExperiment
 from .summary import DigitReference, of_digits, of_points, of_shapes
@@ -251,6 +251,7 @@ class DigitsExperiment(Generations, ImageExperiment):
     """
 
     classes: ClassVar[int | None] = 10
+    keeps_first: ClassVar[bool] = True  # the model of the real data, beside the samples
     n: int = 60_000
     steps: int = 23_450
     timesteps: int = 500
@@ -316,9 +317,10 @@ class DigitsExperiment(Generations, ImageExperiment):
     ) -> dict[str, Tensor]:
         """The labels of the digits shown; and the model of the real data, for a chapter to draw from: its checkpoint is there,
         so nothing is trained again."""
-        first = learn(real[0], 1, place / "1" / "checkpoint.safetensors", real[1])
-        weights = {k: v.half() for k, v in first.state_dict().items()}
-        once(write_tensors, out / "model.safetensors", weights, {"card": self.hash})
+        if self.keeps_first:
+            first = learn(real[0], 1, place / "1" / "checkpoint.safetensors", real[1])
+            weights = {k: v.half() for k, v in first.state_dict().items()}
+            once(write_tensors, out / "model.safetensors", weights, {"card": self.hash})
         assert real[1] is not None
         return {"label": real[1][:_SHOWN]}
 
@@ -348,6 +350,7 @@ class CuredDigitsExperiment(DigitsExperiment):
     or what stands beside samples in what a generation learns from (see `recurse`). They draw as many, so that they share the
     first generation's luck, and end sooner: by the fourth the plain chain has lost nearly all of its variety."""
 
+    keeps_first: ClassVar[bool] = False  # it is that of `mnist`
     generations: int = 4
     arms: tuple[tuple[str, float], ...] = (("none", 0.0),)
     finer: int = 1  # so many times as many steps; the paper's card takes all of them anyway
@@ -364,9 +367,3 @@ class CuredDigitsExperiment(DigitsExperiment):
 
     def recursion(self) -> dict[str, Any]:
         return super().recursion() | {"real": self.real, "accumulate": self.accumulate}
-
-    def last(
-        self, out: Path, learn: Callable[..., MLP | UNet], real: Sequence[Tensor | None], place: Path
-    ) -> dict[str, Tensor]:
-        assert real[1] is not None
-        return {"label": real[1][:_SHOWN]}  # the model of the real data is that of `mnist`

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,20 +24,10 @@ from ..core.sampling import SampleConfig, Sampler, ddim
 from ..core.schedule import Schedule
 from ..core.training import Run
 from ..core.unet import UNet
+from ..data.images import Dataset
 from ..store.checkpoint import fit
 
 SCALES = ("smoke", "laptop", "paper")
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """What is asked of data: samples, and which samples of a model are none of it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
-    def in_support(self, x: Tensor) -> Tensor: ...
-    def judge(self, x: Tensor) -> Any: ...
 
 
 @dataclass(frozen=True)

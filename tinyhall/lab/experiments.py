@@ -47,8 +47,8 @@ def _shapes(name: str, **fields: Any) -> ShapesExperiment:
     return ShapesExperiment(name, window=(0, 200), **fields)
 
 
-def _recursion(name: str, **fields: Any) -> RecursionExperiment:
-    return RecursionExperiment(name, layout="grid", n=100_000, steps=100_000, samples=0, **fields)
+def _recursion(name: str, kind: type[RecursionExperiment] = RecursionExperiment, **fields: Any) -> RecursionExperiment:
+    return kind(name, layout="grid", n=100_000, steps=100_000, samples=0, **fields)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -111,17 +111,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         CuredDigitsExperiment("mnist-unguided", guidance=1.0),
         CuredDigitsExperiment("mnist-real50", real=0.5),
         CuredDigitsExperiment("mnist-accumulated", accumulate=True),
-        GridRecursionExperiment("grid-recursion", layout="grid", n=100_000, steps=100_000, samples=0),
-        GridRecursionExperiment(
-            "grid-recursion-oracle",
-            layout="grid",
-            n=100_000,
-            steps=100_000,
-            samples=0,
-            arms=(("variance", 0.2),),
-            draw=125_000,
-            score="oracle",
-        ),
+        _recursion("grid-recursion", GridRecursionExperiment),
+        _recursion("grid-recursion-oracle", GridRecursionExperiment, arms=(("variance", 0.2),), draw=125_000, score="oracle"),
         _recursion("recursion"),
         # How much must the filter drop? The 10% arm needs more samples than the paper draws.
         _recursion("recursion-sweep", arms=(("variance", 0.01), ("variance", 0.05), ("variance", 0.1)), draw=111_111),

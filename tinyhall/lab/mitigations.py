@@ -70,9 +70,7 @@ def guided(net: Net, schedule: Schedule, log_classes: Callable[[Tensor, Tensor, 
 def log_modes(mixture: GaussianMixture, schedule: Schedule, x: Float[Tensor, "n dim"], t: Int[Tensor, " m"]) -> Tensor:
     """log p(mode | x_t) of a mixture, float64 `[n, modes]`: which mode a noised point comes from. t is one for all `[1]`, or
     one each `[n]`. Raises TinyhallError for x of another dimension."""
-    if x.shape[1:] != mixture.means.shape[1:]:
-        raise _check.fail("x", x, f"shape [n, {mixture.dim}]")
-    x = exact(x)
+    x = exact(_check.shaped(x, mixture.shape))
     log_bar = schedule.log_alpha_bar.to(x.device)[t.to(x.device)]
     variance = (log_bar.exp() * mixture.std**2 - torch.expm1(log_bar)).reshape(-1, 1)
     gap = (x[:, None] - (0.5 * log_bar).exp().reshape(-1, 1, 1) * mixture.means.to(x.device)).square().sum(-1)
@@ -103,7 +101,7 @@ def _(data: MNIST, schedule: Schedule, device: torch.device) -> LogClasses | Non
     return digits
 
 
-@_renamed.fields(steps="sample_steps")
+@_renamed.keywords(steps="sample_steps")
 @dataclass(frozen=True)
 class hybrid:
     """DDIM, then ancestral steps for the last `stochastic`, of which the very last adds no noise (the remedy of arXiv

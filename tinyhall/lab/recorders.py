@@ -19,13 +19,18 @@ class WindowSweep:
     some of these put together: k ends cost one update a step, and k - 1 pairs of states.
 
     Args:
-        windows: (a, b), a <= t < b, each.
+        windows: (a, b), a <= t < b, each; at least one.
+
+    Raises:
+        TinyhallError: no window, or what is none.
     """
 
     name = "windows"
 
     def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
         self.windows = [_check.window(window) for window in windows]
+        if not self.windows:
+            raise _check.fail("windows", windows, "at least one (a, b)")
         self._ends = sorted({end for window in self.windows for end in window})
         self.reset()
 
@@ -56,10 +61,12 @@ class WindowSweep:
 
 
 class _Recorder:
-    """A metric that does not score, and is read when the samples are there."""
+    """A metric that does not score, but keeps something at some values of t, to be read when the samples are there."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
+
+    def __init__(self, times: Collection[int]) -> None:
+        self.times = frozenset(times)
         self.reset()
 
     def check(self, schedule: Schedule, times: Sequence[int]) -> None: ...
@@ -73,9 +80,7 @@ class _Recorder:
 class Trace(_Recorder):
     """x0_hat at some values of t, on the device where they were predicted: `of` gives those of some samples."""
 
-    def __init__(self, times: Collection[int]) -> None:
-        self.times = frozenset(times)
-        super().__init__("trace")
+    name = "trace"
 
     def reset(self) -> None:
         self.x0_hat: list[Tensor] = []
@@ -92,9 +97,7 @@ class Trace(_Recorder):
 class StatesAt(_Recorder):
     """The states in which the network was asked at some values of t, in `states` by t; not the first, which no step made."""
 
-    def __init__(self, times: Collection[int]) -> None:
-        self.times = frozenset(times)
-        super().__init__("states")
+    name = "states"
 
     def reset(self) -> None:
         self.states: dict[int, Tensor] = {}

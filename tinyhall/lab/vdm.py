@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..core import _check
@@ -87,13 +86,10 @@ class AtLevel(nn.Module):
 
     def forward(self, z: Float[Tensor, "n dim"], gamma: Float[Tensor, " m"]) -> Float[Tensor, "n dim"]:
         """The predicted noise at z; gamma one for each, or one for all `[1]`."""
-        half = self.mlp.width // 2
-        rate = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=z.device))
-        angle = 1000 * ((gamma - ENDS[0]) / (ENDS[1] - ENDS[0]))[:, None] * rate
-        hidden = F.leaky_relu(self.mlp.time(torch.cat([angle.sin(), angle.cos()], 1)), 0.02)
+        t = 1000 * ((gamma - ENDS[0]) / (ENDS[1] - ENDS[0]))
         waves = [math.pi * 2**i * z for i in range(self.fourier)]
         inputs = torch.cat([z, *(wave.sin() for wave in waves), *(wave.cos() for wave in waves)], 1)
-        return self.mlp.trunk(inputs, [block.time(hidden) for block in self.mlp.body])[:, : self.dim]  # type: ignore[operator]
+        return self.mlp.trunk(inputs, self.mlp.embedded(t))[:, : self.dim]
 
 
 class Terms(NamedTuple):
@@ -161,19 +157,14 @@ class VDM(nn.Module):
 
 
 class _OnSchedule(nn.Module):
-    def __init__(self, net: nn.Module, gamma: Tensor) -> None:
+    def __init__(self, net: Any, gamma: Tensor) -> None:
         super().__init__()
         self.net, self.dim = net, net.dim
         self.levels: Tensor
         self.register_buffer("levels", gamma.to(next(net.parameters(), gamma).device, torch.float32))
 
     def forward(self, x: Float[Tensor, "n dim"], t: Int[Tensor, " n"], label: Tensor | None = None) -> Float[Tensor, "n dim"]:
-        if label is not None:
-            raise _check.fail("label", label, "None: this network knows no classes")
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise _check.fail("x", x, f"shape [n, {self.dim}]")
-        if t.shape != x.shape[:1]:
-            raise _check.fail("t", t, f"shape [{len(x)}], one for each x")
+        _check.unlabelled(x, t, label, (self.dim,))
         gamma = self.levels[t[:1] if t.stride(0) == 0 else t]
         rows = _device.ROWS_IN_CACHE if x.device.type == "cpu" else len(x)
         parts = gamma.split(rows) if len(gamma) == len(x) else [gamma] * math.ceil(len(x) / rows)

@@ -38,11 +38,7 @@ class SampleDensity:
 
     def density(self, edges: Float[Tensor, " bins_plus_one"]) -> Float[Tensor, " bins"]:
         """Mean density between neighbouring edges."""
-        bins = torch.bucketize(self.places, edges.to(self.places)) - 1
-        inside = (bins >= 0) & (bins < len(edges) - 1)
-        out = torch.zeros(len(edges) - 1, dtype=self.mass.dtype)
-        out.index_add_(0, bins[inside], self.mass[inside])
-        return out / edges.diff()
+        return torch.histogram(self.places, edges.to(self.places), weight=self.mass).hist / edges.diff()
 
 
 class Tabulated:
@@ -61,13 +57,9 @@ class Tabulated:
     def __init__(
         self, net: Net, timesteps: int, low: float = -7.0, high: float = 8.0, points: int = 16_384, device: Any = "cpu"
     ):
-        if not low < high:
-            raise _check.TinyhallError(f"low, high: expected low < high, got {low} and {high}")
-        if _check.positive_int("points", points) < 2:
-            raise _check.fail("points", points, "a whole number of at least 2")
+        x = _grid(low, high, points, torch.float32, device)[:, None]
         self.net, self.low, self.high = net, low, high
         self.per_unit = (points - 1) / (high - low)
-        x = torch.linspace(low, high, points, device=device)[:, None]
         with torch.no_grad():
             rows = [net(x, torch.tensor([t], device=device).expand(points))[:, 0].float() for t in range(timesteps)]
         self.table = torch.stack(rows)  # [timesteps, points]
@@ -119,17 +111,13 @@ def sample_density(
             than 1e-6 of the mass lost at the ends.
     """
     steps = sampler(schedule)
-    if _check.positive_int("points", points) < 2:
-        raise _check.fail("points", points, "a whole number of at least 2")
-    if not low < high:
-        raise _check.TinyhallError(f"low, high: expected low < high, got {low} and {high}")
+    x = _grid(low, high, points, torch.float64)
     spacing = (high - low) / (points - 1)
     smallest = min((c.noise for c in steps[:-1]), default=0.0)
     if spacing > smallest / 10:
         raise _check.TinyhallError(
             f"points: expected a spacing of at most a tenth of the sampler's smallest noise, {smallest:.3g}, got {spacing:.3g}"
         )
-    x = torch.linspace(low, high, points, dtype=torch.float64)
     mass = torch.exp(-0.5 * x**2)
     mass = mass / mass.sum()
     for c in steps:
@@ -165,6 +153,14 @@ def exact_std(std: float, schedule: Schedule, sampler: Sampler = ddpm()) -> floa
         v *= (c.x + c.eps * math.sqrt(noise) / (math.exp(log_bar) * std**2 + noise)) ** 2
         v += c.noise**2
     return math.sqrt(v)
+
+
+def _grid(low: float, high: float, points: int, dtype: torch.dtype, device: Any = "cpu") -> Tensor:
+    if not low < high:
+        raise _check.TinyhallError(f"low, high: expected low < high, got {low} and {high}")
+    if _check.positive_int("points", points) < 2:
+        raise _check.fail("points", points, "a whole number of at least 2")
+    return torch.linspace(low, high, points, dtype=dtype, device=device)
 
 
 def _deposit(places: Tensor, mass: Tensor, low: float, step: float) -> Tensor:

@@ -83,10 +83,8 @@ def detection(
     Raises:
         TinyhallError: lengths that differ, a score that is NaN, a share outside (0, 1], or fewer than two samples of a kind.
     """
-    stats.check_labelled(scores, hallucinated, "hallucinated", both=True)
-    _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
     _check.positive_int("repeats", repeats)
-    kinds = [scores.detach().cpu().double()[kind] for kind in (hallucinated.cpu(), ~hallucinated.cpu())]
+    kinds = _both(scores, hallucinated, remove)
     if min(len(kind) for kind in kinds) < 2:
         raise _check.TinyhallError(f"hallucinated: expected two samples of each kind, got {len(kinds[0])} and {len(kinds[1])}")
     (bad0, bad1), (good0, good1) = ((kind[::2], kind[1::2]) for kind in kinds)
@@ -113,11 +111,17 @@ def tnr_at_tpr(
     Raises:
         TinyhallError: lengths that differ, a share outside (0, 1], or samples of one kind only.
     """
-    stats.check_labelled(scores, hallucinated, "hallucinated", both=True)
-    _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
-    bad, good = (scores.detach().cpu().double()[kind] for kind in (hallucinated.cpu(), ~hallucinated.cpu()))
+    bad, good = _both(scores, hallucinated, remove)
     chance = np.random.default_rng(seed)
     return _estimate(*_kept(bad, good, remove, _check.positive_int("repeats", repeats), chance), len(scores))
+
+
+def _both(scores: Tensor, hallucinated: Tensor, remove: float) -> tuple[Tensor, Tensor]:
+    """The scores of the hallucinated and of the others, float64, once all arguments are what they should be."""
+    stats.check_labelled(scores, hallucinated, "hallucinated", both=True)
+    _check.number("remove", remove, "a share in (0, 1]", lambda v: 0 < v <= 1)
+    scores, bad = scores.detach().cpu().double(), hallucinated.cpu()
+    return scores[bad], scores[~bad]
 
 
 def _rank(remove: float, n: int) -> int:

@@ -94,8 +94,7 @@ def class_width(x: Float[Tensor, "n *shape"], labels: Int[Tensor, " n"]) -> floa
     """
     if labels.shape != x.shape[:1]:
         raise _check.fail("labels", labels, f"shape [{len(x)}], one for each sample")
-    if bad := int((~torch.isfinite(x)).sum()):
-        raise _check.TinyhallError(f"x: expected finite values, got {bad} that are not")
+    _check.all_finite("x", x)
     values, counts = labels.unique(return_counts=True)
     if not bool((counts > 1).any()):
         raise _check.fail("labels", labels, "a class with two samples or more")
@@ -108,8 +107,7 @@ def _features(**sets: Tensor) -> tuple[Tensor, Tensor]:
     for name, value in sets.items():
         if value.ndim != 2 or len(value) < 2:
             raise _check.fail(name, value, "shape [n, d], n >= 2")
-        if bad := int((~torch.isfinite(value)).sum()):
-            raise _check.TinyhallError(f"{name}: expected finite values, got {bad} that are not")
+        _check.all_finite(name, value)
     (first, x), (second, y) = sets.items()
     if x.shape[1] != y.shape[1]:
         raise _check.fail(second, y, f"shape [m, {x.shape[1]}], as many features as {first}")

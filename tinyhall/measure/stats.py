@@ -44,9 +44,7 @@ def fraction(k: int, n: int) -> Estimate:
     """k of n, with Wilson's 95% interval (Wilson 1927): usable at k = 0 too."""
     if any(isinstance(v, bool) or not isinstance(v, Integral) for v in (k, n)) or not 0 <= k <= n or n < 1:
         raise _check.TinyhallError(f"k, n: expected 0 <= k <= n and n >= 1, got k={k}, n={n}")
-    binomtest = _scipy_stats().binomtest
-
-    interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    interval = _scipy_stats().binomtest(k, n).proportion_ci(0.95, method="wilson")
     return Estimate(k / n, float(interval.low), float(interval.high), n)
 
 
@@ -62,11 +60,9 @@ def mean(values: Sequence[float]) -> Estimate:
     """Mean of independent runs, with Student's 95% interval; of a single run without one (NaN)."""
     if not len(values):
         raise _check.TinyhallError("values: expected at least one, got none")
-    t = _scipy_stats().t
-
     x = torch.tensor(list(values), dtype=torch.float64)
     middle, n = float(x.mean()), len(x)
-    half = float(t.ppf(0.975, n - 1)) * float(x.std()) / math.sqrt(n) if n > 1 else math.nan
+    half = float(_scipy_stats().t.ppf(0.975, n - 1)) * float(x.std()) / math.sqrt(n) if n > 1 else math.nan
     return Estimate(middle, middle - half, middle + half, n)
 
 
@@ -81,8 +77,7 @@ def sliced_wasserstein(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], dir
     if x.shape[1] != y.shape[1]:
         raise _check.fail("y", y, f"shape [m, {x.shape[1]}], the dimensions of x")
     _check.positive_int("directions", directions)
-    wasserstein_distance = _scipy_stats().wasserstein_distance
-
+    distance = _scipy_stats().wasserstein_distance
     if x.shape[1] == 2:
         angle = torch.arange(directions) * math.pi / directions
         lines = torch.stack([angle.cos(), angle.sin()])
@@ -90,7 +85,7 @@ def sliced_wasserstein(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], dir
         lines = torch.randn(x.shape[1], directions, generator=torch.Generator().manual_seed(0))
         lines = lines / lines.norm(dim=0)
     a, b = (x.detach().cpu() @ lines).numpy(), (y.detach().cpu() @ lines).numpy()
-    return float(sum(wasserstein_distance(a[:, i], b[:, i]) for i in range(directions)) / directions)
+    return float(sum(distance(a[:, i], b[:, i]) for i in range(directions)) / directions)
 
 
 def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"], strata: Int[Tensor, " n"] | None = None) -> Estimate:
@@ -129,7 +124,6 @@ def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"], strata: Int
 def _auroc(scores: Tensor, positive: Tensor) -> tuple[float, float] | None:
     """The area and its variance, for a lone member of a class the largest possible; None without a pair."""
     rankdata = _scipy_stats().rankdata
-
     a, b = scores[positive].double().numpy(), scores[~positive].double().numpy()
     m, n = len(a), len(b)
     if not m or not n:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..core import _check, _renamed
 from ..core import device as _device
@@ -244,7 +245,8 @@ def _drive(run: Run, end: int, path: Path | None, *, agreed: dict[str, Any], eve
     lead = _device.rank() == 0
     recent = torch.zeros((), device=run.generator.device)
     since = run.step  # after a resume in between, the mean covers what this process saw
-    bar = _bar(end, run.step, progress and lead)
+    show = progress and lead
+    bar = tqdm(total=end, initial=run.step, desc="training", unit="step", disable=not show, mininterval=0.5, leave=False)
     began = time.perf_counter() - run.seconds
     stop = False
     with _Interrupt() as interrupt, bar:
@@ -278,12 +280,6 @@ def _drive(run: Run, end: int, path: Path | None, *, agreed: dict[str, Any], eve
         if stop or interrupt.agreed(recent.device):  # the latter: while the last step was recorded
             _device.barrier()  # no process goes before the first has written
             raise KeyboardInterrupt(f"stopped at step {run.step}" + (f", saved in {path}" if path else ""))
-
-
-def _bar(end: int, done: int, show: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=end, initial=done, desc="training", unit="step", disable=not show, mininterval=0.5, leave=False)
 
 
 class _Interrupt:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _LARGEST_JSON = 2**28
 _DIGEST = "sha256"  # its key among a JSON object's or a note's own; files from before it was written have none, and load too
 
 
-def write(path: str | Path, fill: Callable[[Path], None]) -> None:
+def write(path: str | Path, fill: Callable[[Path], object]) -> None:
     """Has `fill` write a file beside `path`, then renames it: a reader sees the old file or the new one, whole.
 
     Raises:
@@ -67,45 +67,23 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, flags: int) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        with _lock_folder(path) if path.is_dir() else nullcontext():
+    from filelock import has_fcntl, lock_descriptor
+
+    at = path
+    if not has_fcntl:
+        # Windows opens no folders: a file stands for one. What is being written it keeps from others itself.
+        if not path.is_dir() or sys.platform == "emscripten":  # a browser's Python, which has no other process
             yield
-        return
-    taken = _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it")
-    handle = os.open(path, flags, 0o644)
+            return
+        at, flags = path / ".lock", os.O_RDWR | os.O_CREAT
+    handle = os.open(at, flags, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise taken from None
         # Between opening and locking, the process that held it may have given the file its final name.
-        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
-            raise taken
+        locked = lock_descriptor(handle, blocking=False)
+        if not locked or not at.exists() or not os.path.samestat(os.fstat(handle), at.stat()):
+            raise _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it")
         yield
     finally:
-        os.close(handle)
-
-
-@contextmanager
-def _lock_folder(path: Path) -> Iterator[None]:
-    """As `_lock`, by a file in the folder: Windows opens no folders. What is being written it keeps from others itself."""
-    try:
-        msvcrt: Any = importlib.import_module("msvcrt")
-    except ImportError:  # a browser's Python
-        yield
-        return
-    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        os.close(handle)
-        raise _check.TinyhallError(f"checkpoint: expected {path} to itself, got another process at work in it") from None
-    try:
-        yield
-    finally:
-        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
         os.close(handle)
 
 
@@ -120,11 +98,7 @@ def write_json(path: str | Path, value: Any) -> None:
         _free(plain, path)
         plain[_DIGEST] = _of_json(plain)
     text = json.dumps(plain, indent=1, sort_keys=True) + "\n"
-
-    def fill(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write(path, fill)
+    write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: str | Path) -> Any:
@@ -163,11 +137,8 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], note: dict[str, 
     _free(note, path)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     note[_DIGEST] = _of_tensors(plain, note)
-
-    def fill(part: Path) -> None:
-        part.write_bytes(save(plain, note))  # its `save_file` goes through a file of a random name, which a kill would leave
-
-    write(path, fill)
+    # Its `save_file` goes through a file of a random name, which a kill would leave.
+    write(path, lambda part: part.write_bytes(save(plain, note)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
