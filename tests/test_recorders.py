@@ -166,14 +166,14 @@ def test_settling_counts_the_pixels_that_are_not_yet_what_they_become() -> None:
     settling = Settling(2)
     for step in steps_of(values):
         settling.update(step)
-    assert settling.times == [2, 1, 0]
+    assert settling.t == [2, 1, 0]
     assert settling.changed().tolist() == [[1, 0, 0], [0.5, 0.5, 0]]
     first = Settling(1)
     for step in steps_of(values):
         first.update(step)
     assert torch.equal(first.changed(), settling.changed()[:1])
     first.reset()
-    assert first.times == []
+    assert first.t == []
 
 
 @pytest.mark.parametrize("recorder", [Trace({5}), StatesAt({5}), Settling(1)], ids=["trace", "states", "settling"])

@@ -198,7 +198,7 @@ class SimpleShapesExperiment(ShapesExperiment):
         settling = Settling(_SETTLED)
         config = replace(lab.sampling(self.sampler()), shape=draw.x.shape[1:], batch_size=_SETTLED)
         for _ in chunks(net, schedule, _SETTLED, metrics=[settling], generator=lab.stream("samples"), config=config):
-            kept |= {"changed": settling.changed().half(), "changed_t": torch.tensor(settling.times)}
+            kept |= {"changed": settling.changed().half(), "changed_t": torch.tensor(settling.t)}
         traced = kind[draw.trace_rows]
         rows = torch.cat([(traced == k).nonzero()[:most, 0] for k, most in ((DOUBLE, 6), (IN_SUPPORT, 3))])
         return kept | {"way_of": draw.trace_rows[rows], "ways": quantised(draw.traces[rows])}

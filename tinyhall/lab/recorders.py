@@ -110,18 +110,20 @@ class StatesAt(_Recorder):
 
 
 class Settling(_Recorder):
-    """How far each prediction still is from the last one, of the first `most` samples of a batch."""
+    """How far each prediction still is from the last one, of the first `most` samples of a batch, at all `t` that it sees."""
+
+    name = "settling"
 
     def __init__(self, most: int) -> None:
         self.most = _check.positive_int("most", most)
-        super().__init__("settling")
+        super().__init__(())
 
     def reset(self) -> None:
-        self.times: list[int] = []
+        self.t: list[int] = []
         self._seen: list[UInt8[Tensor, "m *shape"]] = []
 
     def update(self, step: Step) -> None:
-        self.times.append(step.t)
+        self.t.append(step.t)
         self._seen.append(quantised(step.x0_hat[: self.most]))  # 8 bits: of all steps it is a lot
 
     def changed(self) -> Float[Tensor, "m steps"]:
