@@ -134,8 +134,9 @@ class SimpleShapes:
         )
 
     @cached_property
-    def _columns(self) -> tuple[Tensor, ...]:
-        """All that each column can hold, bool `[1 + places, height, width]`: first nothing, then the shape at each place."""
+    def columns(self) -> tuple[Tensor, ...]:
+        """All that each column can hold, left to right, bool `[1 + places, height, width]`: first nothing, then the shape at
+        each place."""
         height, width = (side * self.size // 64 for side in _COLUMN)
         columns = []
         for sprite, corners in zip(self.sprites, self.corners, strict=True):
@@ -155,7 +156,7 @@ class SimpleShapes:
         drawn = torch.multinomial(weights.to(_device.widest(device)).to(device), n, replacement=True, generator=generator)
         present = sets.to(device)[drawn]  # [n, 3]
         out = torch.full((n, *self.shape), -1.0, device=device)
-        for c, column in enumerate(self._columns):
+        for c, column in enumerate(self.columns):
             place = torch.randint(1, len(column), (n,), generator=generator, device=device)
             _, height, width = column.shape
             held = column.to(device)[place * present[:, c]]
@@ -187,7 +188,7 @@ class SimpleShapes:
         # same for all; and x_0 is twice the lit pixels, minus a constant.
         gain = (2 * bar.sqrt() / (1 - bar))[:, 0, 0]
         logs, held = [], []
-        for c, column in enumerate(self._columns):
+        for c, column in enumerate(self.columns):
             _, height, width = column.shape
             mask = column.to(z.device).flatten(1).double()
             prior = torch.full((len(mask),), math.log(self.p / (len(mask) - 1)), dtype=z.dtype, device=z.device)
@@ -201,7 +202,7 @@ class SimpleShapes:
         some = torch.where(full.amax(1, keepdim=True) < -20, full.logsumexp(1, keepdim=True), some)
         mean = torch.full_like(z, -1.0)
         for c, (log, mask) in enumerate(zip(logs, held, strict=True)):
-            _, height, width = self._columns[c].shape
+            _, height, width = self.columns[c].shape
             lit = (log[:, 1:] - some).exp() @ mask[1:]
             mean[:, 0, :height, c * width : (c + 1) * width] += 2 * lit.unflatten(1, (height, width))
         return mean
@@ -259,7 +260,7 @@ class SimpleShapes:
         off = not_black.sum((1, 2))  # against a blank image; whole numbers, exact in float32
         change = not_white - not_black  # by a white pixel in place of a black one
         present, extra = [], []
-        for c, column in enumerate(self._columns):
+        for c, column in enumerate(self.columns):
             _, height, width = column.shape
             here = change[:, :height, c * width : (c + 1) * width].flatten(1)
             by_place = here @ column.to(x).flatten(1).T  # [n, 1 + places]
@@ -340,7 +341,7 @@ class SimpleShapes:
         int64 `[3, size + 1, size + 1]`.
         """
         out = torch.full((3, self.size + 1, self.size + 1), -1)
-        for c, (sprite, corners, column) in enumerate(zip(self.sprites, self.corners, self._columns, strict=True)):
+        for c, (sprite, corners, column) in enumerate(zip(self.sprites, self.corners, self.columns, strict=True)):
             out[c, corners[:, 0], corners[:, 1] + c * column.shape[2]] = sprite.sum() - column[1:].sum((1, 2))
         return out
 
