@@ -49,7 +49,7 @@ BARRIERS = """async ([known, repeated]) => {
 DANGLING = """() => [...document.querySelectorAll("article a.headerlink")].map((a) => decodeURIComponent(a.hash.slice(1)))
   .filter((name) => document.querySelectorAll("#" + CSS.escape(name)).length !== 1)"""
 # Chapters of the second edition, which keep what follows; the others join as they are rewritten.
-SECOND = ["01_gaussian_1d", "02_gaussian_2d"]
+SECOND = ["01_gaussian_1d", "02_gaussian_2d", "03_simple_shapes"]
 # What a reader meets of a chapter: its words, code, figures, and what sticks out of its place.
 MET = r"""() => {
   const article = document.querySelector("article");

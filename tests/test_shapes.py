@@ -200,6 +200,24 @@ def test_samples(size: int) -> None:
     assert chisquare(said.counts.sum(0).tolist(), [int(said.counts.sum()) / 3] * 3).pvalue > 1e-3
 
 
+def test_places_are_those_of_the_recipe() -> None:
+    data = SimpleShapes()
+    x = data.sample(20, seeded())
+    found, present = data.places(x), data.judge(x).counts > 0
+    assert found[:, :2].tolist() == present.nonzero().tolist()  # a shape each, image by image
+    assert bool((data._overhang[tuple(found[:, 1:].T)] >= 0).all())
+    again = torch.full_like(x, -1.0)
+    for image, shape, top, left in found.tolist():
+        sprite = data.sprites[shape]
+        spot = again[image, 0, top : top + sprite.shape[0], left : left + sprite.shape[1]]
+        spot[sprite[:, : spot.shape[1]]] = 1.0
+    assert int((again != x).flatten(1).sum(1).max()) <= 2  # what the edges of two columns take
+    two = torch.full((1, 1, 64, 64), -1.0)
+    two[..., 4:12, 28:36] = two[..., 30:38, 24:32] = 1.0
+    assert data.places(two).tolist() == [[0, SQUARE, 4, 28], [0, SQUARE, 30, 24]]
+    assert data.places(two.neg() * 0 - 1).shape == (0, 4)
+
+
 def test_places_are_equally_likely() -> None:
     data = SimpleShapes(32, p=1.0)
     x = data.sample(20_000, seeded(3))[:, 0] > 0

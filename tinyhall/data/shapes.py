@@ -248,6 +248,15 @@ class SimpleShapes:
             offs.append(off)
         return ShapeJudgement(torch.cat(kinds), torch.cat(counts), torch.cat(offs))
 
+    def places(self, x: Float[Tensor, "n 1 size size"]) -> Int[Tensor, "found 4"]:
+        """Where shapes lie that together explain what is not black: image, shape, and y and x of the top left corner, a row
+        for each, in that order. Of a malformed image these are guesses."""
+        self._check_images(x)
+        found = self._find(~(x[:, 0] <= self.level - 1))[1]
+        for key in (3, 2, 1, 0):
+            found = found[found[:, key].argsort(stable=True)]
+        return found
+
     def _check_images(self, x: Tensor) -> None:
         _check.floats("x", x, ndim=4, finite=False)
         if tuple(x.shape[1:]) != self.shape:
