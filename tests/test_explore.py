@@ -567,6 +567,44 @@ def test_generations_by_keyboard_and_button(browser: Any, tmp_path: Path, width:
 PLAIN = explore.Drawn(torch.zeros(2, 3, 2), torch.zeros(2, 3) > 0, ["one", "two"])
 
 
+def asked() -> dict[str, Any]:
+    g = seeded(10)
+    given = {name: torch.randn(2, 3, 1, 8, 8, generator=g) for name in ("network", "exact denoiser")}
+    near = {patch: torch.randn(2, 3, 1, 8, 8, generator=g) for patch in (9, 13)}
+    return {
+        "t": (600, 400, 100), "schedule": Schedule.cosine(1000),
+        "seen": {"far": torch.randn(3, 1, 8, 8, generator=g), "close": torch.randn(3, 1, 8, 8, generator=g)},
+        "given": given, "near": near, "light": {name: torch.rand(2, 3, generator=g) for name in (*given, *near)},
+        "what": "second square",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_answers_by_time_and_patch(browser: Any, tmp_path: Path, width: int) -> None:
+    told_of = asked()
+    figure, light = explore.answers(**told_of), told_of["light"]
+
+    def expected(case: int, k: int, patch: int) -> str:
+        names = {"network": "network", "exact denoiser": "exact denoiser", patch: f"near-sighted, P = {patch}"}
+        said = "; ".join(f"{name} {round(float(light[key][case, k]), 2):.2f}" for key, name in names.items())
+        bar = f"{float(told_of['schedule'].alpha_bar[told_of['t'][k]]):.1%}"
+        return f"{('far', 'close')[case]}, t = {told_of['t'][k]}, {bar} of the signal left; second square: {said}"
+
+    with shown(browser, figure, tmp_path, width) as page:
+        told = page.locator("output")
+        time, patch = page.get_by_role("slider").all()
+        assert told.inner_text() == expected(0, 1, 9)
+        time.press("ArrowRight")
+        patch.press("End")
+        assert told.inner_text() == expected(0, 2, 13)
+        page.get_by_role("combobox").select_option("close")
+        assert told.inner_text() == expected(1, 2, 13)
+        assert page.get_by_role("img").count() == 4
+        page.get_by_role("button", name="Play").click()
+        page.get_by_role("button", name="Play").wait_for()
+        assert told.inner_text() == expected(1, 2, 13)
+
+
 def tale() -> dict[str, Any]:
     g = seeded(9)
     return {
@@ -688,6 +726,9 @@ def test_a_story_stands_still_where_that_is_asked(browser: Any, tmp_path: Path) 
             lambda: explore.gallery(torch.zeros(2, 1, 8, 8), {"s": torch.zeros(2)}, torch.zeros(2).long(), ["a"], ["5"]),
             ("notes",),
         ),
+        (lambda: explore.answers(**asked() | {"t": (1, 2, 3)}), ("t", "falling")),
+        (lambda: explore.answers(**asked() | {"near": {9: torch.zeros(2, 3, 1, 8, 9)}}), ("9", "(2, 3, 1, 8, 8)")),
+        (lambda: explore.answers(**asked() | {"seen": {"far": torch.zeros(3, 1, 8, 8)}}), ("network", "(1, 3, 1, 8, 8)")),
         (lambda: explore.story(**tale() | {"captions": ["One."]}), ("captions", "5 sentences")),
         (lambda: explore.story(**tale() | {"forward": torch.zeros(3, 7, 2)}), ("forward", "8, 2")),
     ],

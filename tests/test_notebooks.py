@@ -94,7 +94,11 @@ QUOTED = (
     (("grid", "paper", "large"), ("windows", "[0,8)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
     (("grid", "paper", "large"), ("windows", "[0,10)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
     (("grid", "paper", "large"), ("windows", "[0,20)", "6", "kept"), ("02_gaussian_2d", "evidence/02_gaussian_2d", "beside")),
-    (("shapes", "laptop", "small"), ("fraction", "two of a shape"), ("03_simple_shapes", "beside")),
+    (
+        ("simple-shapes", "laptop", "small"),
+        ("fraction", "two of a shape"),
+        ("03_simple_shapes", "evidence/03_simple_shapes", "beside"),
+    ),
     (("hands-n500", "laptop", "small"), ("fraction", "any"), ("evidence/04_hands", "beside")),
 )
 

@@ -48,8 +48,8 @@ BARRIERS = """async ([known, repeated]) => {
 }"""
 DANGLING = """() => [...document.querySelectorAll("article a.headerlink")].map((a) => decodeURIComponent(a.hash.slice(1)))
   .filter((name) => document.querySelectorAll("#" + CSS.escape(name)).length !== 1)"""
-# Chapters of the second edition, which keep what follows; the others join as they are rewritten.
-SECOND = ["01_gaussian_1d", "02_gaussian_2d", "04_hands", "05_mnist_collapse", "06_bench"]
+# Chapters keep what follows.
+SECOND = ["01_gaussian_1d", "02_gaussian_2d", "03_simple_shapes", "04_hands", "05_mnist_collapse", "06_bench"]
 # What a reader meets of a chapter: its words, code, figures, and what sticks out of its place.
 MET = r"""() => {
   const article = document.querySelector("article");

@@ -59,8 +59,6 @@ def test_traces_run_towards_zero() -> None:
     "figure",
     [
         lambda: plots.ridges(np.arange(3.0), [np.arange(1.0, 4.0)] * 2, ["t = 0", "t = 1"]),
-        lambda: plots.denoisers([np.arange(3.0)] * 2, [np.arange(3.0)] * 2, [np.arange(3.0)] * 2, ["t = 0", "t = 1"]),
-        lambda: plots.denoisers([np.arange(3.0)], [np.arange(3.0)], [np.arange(3.0)], ["t = 0"]),
         lambda: plots.scores(np.linspace(-1, 0, 9), np.linspace(-3, -1, 9), threshold=-1.0),
         lambda: plots.roc({"a": (np.array([0.0, 1]), np.array([0.0, 1])), "b": (np.array([0.0, 1]), np.array([0.5, 1]))}),
         lambda: plots.loss(np.arange(200.0)),

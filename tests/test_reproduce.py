@@ -16,6 +16,7 @@ from tinyhall.core.sampling import sample
 from tinyhall.lab import experiments
 from tinyhall.lab.artifact import Artifact, available, load
 from tinyhall.lab.experiment import Lab
+from tinyhall.lab.pictures import fifths, forms
 from tinyhall.lab.provenance import describe_device, revision
 from tinyhall.lab.reproduce import redraw, reproduce
 from tinyhall.measure.denoising import PostHocVariance
@@ -155,6 +156,19 @@ def test_simple_shapes_keep_what_the_paper_s_window_is_judged_by(tmp_path: Path,
             metric = PostHocVariance(tuple(window), one_noise=one)
             score = metric.of(found.net, small.schedule(), x, generator=lab.stream("post hoc"))
             assert torch.equal(kept[f"log10_{name}"][:, i], score.clamp_min(1e-12).log10().half())
+    told = forms(found, (700, 850))
+    assert {name: (by, len(score)) for name, (by, score) in told.items()} == {
+        "DDPM run": ("small", 6), "DDIM run": ("ddim", 3), "post hoc, fresh noise": ("small", 6),
+        "post hoc, one noise": ("small", 6),
+    }  # fmt: skip
+    assert torch.equal(told["post hoc, one noise"][1], kept["log10_post_hoc_one"][:, 3].double())
+    assert list(forms(found, (0, 1000))) == ["DDPM run", "DDIM run"]
+
+
+def test_fifths_are_of_about_equal_size() -> None:
+    white = torch.arange(50).flip(0)
+    assert torch.equal(fifths(white), (white.float() / 10).floor().long())
+    assert fifths(torch.zeros(7)).unique().numel() == 1
 
 
 # Denoisers in closed form in the network's place.

@@ -158,7 +158,7 @@ def noised(x: torch.Tensor, std: float = 0.06) -> torch.Tensor:
 def test_every_image_of_a_column_is_the_recipe_s() -> None:
     data = SimpleShapes()
     for shape, ((x0, x1), (y0, y1)) in LEGAL.items():
-        blank, *ours = data._columns[shape]
+        blank, *ours = data.columns[shape]
         assert not bool(blank.any())
         expected = [drawn(shape, x, y, 21, 63) for y in range(y0, y1 + 1) for x in range(x0, x1 + 1)]
         assert np.array_equal(torch.stack(ours).numpy(), np.stack(expected))
@@ -167,9 +167,9 @@ def test_every_image_of_a_column_is_the_recipe_s() -> None:
 
 def test_areas() -> None:
     assert SHAPES == ("triangle", "square", "pentagon")
-    areas = [set(column[1:].sum((1, 2)).tolist()) for column in SimpleShapes()._columns]
+    areas = [set(column[1:].sum((1, 2)).tolist()) for column in SimpleShapes().columns]
     assert areas == [{64, 65}, {64}, {69, 70}]
-    assert [len(column) - 1 for column in SimpleShapes()._columns] == [11 * 53, 7 * 49, 12 * 54]
+    assert [len(column) - 1 for column in SimpleShapes().columns] == [11 * 53, 7 * 49, 12 * 54]
 
 
 def test_half_size() -> None:
@@ -179,7 +179,7 @@ def test_half_size() -> None:
     assert [tuple(sprite.shape) for sprite in data.sprites] == [(5, 6), (4, 4), (5, 5)]
     spans = [(c.amin(0).tolist(), c.amax(0).tolist()) for c in data.corners]
     assert spans == [([0, 0], [26, 5]), ([1, 1], [24, 3]), ([0, 0], [26, 5])]  # y, x
-    areas = [set(column[1:].sum((1, 2)).tolist()) for column in data._columns]
+    areas = [set(column[1:].sum((1, 2)).tolist()) for column in data.columns]
     assert areas == [{15, 16}, {16}, {16}]
 
 
@@ -200,11 +200,29 @@ def test_samples(size: int) -> None:
     assert chisquare(said.counts.sum(0).tolist(), [int(said.counts.sum()) / 3] * 3).pvalue > 1e-3
 
 
+def test_places_are_those_of_the_recipe() -> None:
+    data = SimpleShapes()
+    x = data.sample(20, seeded())
+    found, present = data.places(x), data.judge(x).counts > 0
+    assert found[:, :2].tolist() == present.nonzero().tolist()  # a shape each, image by image
+    assert bool((data._overhang[tuple(found[:, 1:].T)] >= 0).all())
+    again = torch.full_like(x, -1.0)
+    for image, shape, top, left in found.tolist():
+        sprite = data.sprites[shape]
+        spot = again[image, 0, top : top + sprite.shape[0], left : left + sprite.shape[1]]
+        spot[sprite[:, : spot.shape[1]]] = 1.0
+    assert int((again != x).flatten(1).sum(1).max()) <= 2  # what the edges of two columns take
+    two = torch.full((1, 1, 64, 64), -1.0)
+    two[..., 4:12, 28:36] = two[..., 30:38, 24:32] = 1.0
+    assert data.places(two).tolist() == [[0, SQUARE, 4, 28], [0, SQUARE, 30, 24]]
+    assert data.places(two.neg() * 0 - 1).shape == (0, 4)
+
+
 def test_places_are_equally_likely() -> None:
     data = SimpleShapes(32, p=1.0)
     x = data.sample(20_000, seeded(3))[:, 0] > 0
     key = torch.rand(310, generator=seeded(4), dtype=torch.float64)  # a number to each image of a column
-    for c, column in enumerate(data._columns):
+    for c, column in enumerate(data.columns):
         _, counts = (x[:, :31, 10 * c : 10 * c + 10].flatten(1).double() @ key).unique(return_counts=True)
         assert len(counts) == len(column) - 1
         assert chisquare(counts.tolist()).pvalue > 1e-3
@@ -329,7 +347,7 @@ def test_off_is_the_distance_to_the_nearest_legal_image(seed: int, wrong: int, b
     rows, columns = r.random.integers(0, 64, (2, wrong))
     image[rows, columns] ^= True
     total, least = int(image[63].sum() + image[:63, 63].sum()), []
-    for c, held in enumerate(SimpleShapes()._columns):
+    for c, held in enumerate(SimpleShapes().columns):
         gaps = (held.numpy() ^ image[:63, 21 * c : 21 * c + 21]).sum((1, 2))
         least.append((int(gaps[0]), int(gaps[1:].min())))
     choices = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)][1:]

@@ -126,8 +126,9 @@ class SimpleShapes(Squares):
         )
 
     @cached_property
-    def _columns(self) -> tuple[Tensor, ...]:
-        """All that each column can hold, bool `[1 + places, height, width]`: first nothing, then the shape at each place."""
+    def columns(self) -> tuple[Tensor, ...]:
+        """All that each column can hold, left to right, bool `[1 + places, height, width]`: first nothing, then the shape at
+        each place."""
         height, width = (side * self.size // 64 for side in _COLUMN)
         columns = []
         for sprite, corners in zip(self.sprites, self.corners, strict=True):
@@ -147,7 +148,7 @@ class SimpleShapes(Squares):
         drawn = torch.multinomial(weights.to(_device.widest(device)).to(device), n, replacement=True, generator=generator)
         present = sets.to(device)[drawn]  # [n, 3]
         out = torch.full((n, *self.shape), -1.0, device=device)
-        for c, column in enumerate(self._columns):
+        for c, column in enumerate(self.columns):
             place = torch.randint(1, len(column), (n,), generator=generator, device=device)
             _, height, width = column.shape
             held = column.to(device)[place * present[:, c]]
@@ -178,7 +179,7 @@ class SimpleShapes(Squares):
         # same for all; and x_0 is twice the lit pixels, minus a constant.
         gain = (2 * bar.sqrt() / (1 - bar))[:, 0, 0]
         logs, held = [], []
-        for c, column in enumerate(self._columns):
+        for c, column in enumerate(self.columns):
             _, height, width = column.shape
             mask = column.to(z.device).flatten(1).double()
             prior = torch.full((len(mask),), math.log(self.p / (len(mask) - 1)), dtype=z.dtype, device=z.device)
@@ -192,7 +193,7 @@ class SimpleShapes(Squares):
         some = torch.where(full.amax(1, keepdim=True) < -20, full.logsumexp(1, keepdim=True), some)
         mean = torch.full_like(z, -1.0)
         for c, (log, mask) in enumerate(zip(logs, held, strict=True)):
-            _, height, width = self._columns[c].shape
+            _, height, width = self.columns[c].shape
             lit = (log[:, 1:] - some).exp() @ mask[1:]
             mean[:, 0, :height, c * width : (c + 1) * width] += 2 * lit.unflatten(1, (height, width))
         return mean
@@ -236,6 +237,14 @@ class SimpleShapes(Squares):
             offs.append(off)
         return ShapeJudgement(torch.cat(kinds), torch.cat(counts), torch.cat(offs))
 
+    def places(self, x: Float[Tensor, "n 1 size size"]) -> Int[Tensor, "found 4"]:
+        """Where shapes lie that together explain what is not black: image, shape, and y and x of the top left corner, a row
+        for each, in that order. Of a malformed image these are guesses."""
+        found = self._find(~(self._checked(x)[:, 0] <= self.level - 1))[1]
+        for key in (3, 2, 1, 0):
+            found = found[found[:, key].argsort(stable=True)]
+        return found
+
     def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """In how many pixels each image differs from the nearest legal one `[n]`, and which shapes that one has `[n, 3]`."""
         not_black = (~(x[:, 0] <= self.level - 1)).float()  # so is a NaN, which is neither
@@ -243,7 +252,7 @@ class SimpleShapes(Squares):
         off = not_black.sum((1, 2))  # against a blank image; whole numbers, exact in float32
         change = not_white - not_black  # by a white pixel in place of a black one
         present, extra = [], []
-        for c, column in enumerate(self._columns):
+        for c, column in enumerate(self.columns):
             _, height, width = column.shape
             here = change[:, :height, c * width : (c + 1) * width].flatten(1)
             by_place = here @ column.to(x).flatten(1).T  # [n, 1 + places]
@@ -323,7 +332,7 @@ class SimpleShapes(Squares):
         int64 `[3, size + 1, size + 1]`.
         """
         out = torch.full((3, self.size + 1, self.size + 1), -1)
-        for c, (sprite, corners, column) in enumerate(zip(self.sprites, self.corners, self._columns, strict=True)):
+        for c, (sprite, corners, column) in enumerate(zip(self.sprites, self.corners, self.columns, strict=True)):
             out[c, corners[:, 0], corners[:, 1] + c * column.shape[2]] = sprite.sum() - column[1:].sum((1, 2))
         return out
 

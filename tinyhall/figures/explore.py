@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 
-from ..adapters import pictures
 from ..core import _check
 from ..core._typing import Bool, Float, Int, Net, Tensor
 from ..core.sampling import Sampler
 from ..core.schedule import Schedule
-from ..data.images import quantised
 from ..data.mixtures import GaussianMixture
 from ..measure import stats
 from ..measure.filtering import Filter
@@ -23,6 +20,7 @@ from .heat import Sheet as Sheet
 from .heat import heat as heat
 from .widgets import Explorer
 from .widgets import Rerun as Rerun
+from .widgets import sprite as sprite
 
 
 def threshold(
@@ -308,6 +306,47 @@ def generations(
     return Explorer("generations", {"sets": made}, still)
 
 
+def answers(
+    t: Sequence[int],
+    schedule: Schedule,
+    seen: Mapping[str, Float[Tensor, "k channels size size"]],
+    given: Mapping[str, Float[Tensor, "cases k channels size size"]],
+    near: Mapping[int, Float[Tensor, "cases k channels size size"]],
+    light: Mapping[Any, Float[Tensor, "cases k"]],
+    *,
+    what: str,
+) -> Explorer:
+    """What denoisers answer to the same noisy images, side by side: by t, and for near-sighted ones by their patch.
+
+    Args:
+        t: the k moments, falling.
+        seen: the noisy images, by what they were; cut to -1..1, as all here.
+        given, near: the predicted x_0, by the denoiser's name, and by the patch of a near-sighted one.
+        light: for each of these a number that stands below its image.
+        what: that number's name.
+
+    Raises:
+        TinyhallError: shapes that do not fit, or t that does not fall.
+    """
+    _falling(t)
+    shape = (len(seen), len(t), *next(iter(seen.values())).shape[1:])
+    said = {**given, **near}
+    _shaped(*((name, x, shape[1:]) for name, x in seen.items()), *((str(name), x, shape) for name, x in said.items()))
+    _shaped(*((f"light of {name}", light[name], shape[:2]) for name in said))
+    images = torch.stack([torch.stack(list(seen.values())), *said.values()], 2).flatten(0, 2)
+    data = {
+        "cases": list(seen), "t": [int(v) for v in t], "names": list(given), "patches": list(near), "what": what,
+        "bars": [f"{float(schedule.alpha_bar[v]):.1%}" for v in t], "start": [len(t) // 2, len(near) // 3],
+        "light": [[round(float(v), 2) for v in row] for row in torch.stack([light[n] for n in said], 2).flatten(0, 1)],
+        **sprite(images, columns=1 + len(said)),
+    }  # fmt: skip
+    still = (
+        f"What {', '.join(given)} and {len(near)} near-sighted denoisers answer to {len(seen)} images under noise. With "
+        "JavaScript, sliders go from one t to the next, and from one patch to another."
+    )
+    return Explorer("answers", data, still)
+
+
 def story(
     forward: Float[Tensor, "j n 2"],
     backward: Float[Tensor, "k n 2"],
@@ -368,26 +407,3 @@ def _levels(values: Tensor, low: float, high: float) -> dict[str, Any]:
     """Numbers cut to [low, high] in 16 bits each."""
     level = ((values.double().clamp(low, high) - low) / (high - low) * 65_535).round()
     return {"packed": base64.b64encode(level.numpy().astype("<u2").tobytes()).decode(), "low": low, "high": high}
-
-
-def sprite(images: Any, columns: int = 12) -> dict[str, Any]:
-    """Images on one sheet, in a data URL under `sprite`, with its number of `columns` and the size of a `cell`.
-
-    Grey ones come as PNG, coloured ones, whose noise PNG cannot make smaller, as JPEG."""
-    from PIL import Image
-
-    images = pictures(images)
-    side = max(images.shape[2:])  # cells are square; what is not stands on black
-    images = torch.nn.functional.pad(images, (0, side - images.shape[3], 0, side - images.shape[2]), value=-1.0)
-    n, channels, height, width = images.shape
-    scale = max(48 // width, 1)  # small images are drawn larger; the browser keeps the pixels' edges
-    rows = -(-n // columns)
-    sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
-    sheet[:n] = quantised(images)
-    sheet = sheet.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    sheet = sheet.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    out, kind = io.BytesIO(), "png" if channels == 1 else "jpeg"
-    picture = Image.fromarray(sheet.numpy()[..., 0] if channels == 1 else sheet.numpy())
-    picture.save(out, kind, optimize=True, **({} if channels == 1 else {"quality": 85}))
-    url = f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
-    return {"sprite": url, "columns": columns, "cell": width * scale}

@@ -15,8 +15,7 @@ from ..core._typing import Float, Int, Tensor
 from ..data.fingers import IN_SUPPORT, UNCLEAR, WRONG_COUNT, HandJudgement
 from ..measure import stats
 from ..store.files import write
-from .explore import sprite
-from .widgets import Explorer
+from .widgets import Explorer, sprite
 
 CHOICES = {"3": "3", "4": "4", "5": "5", "6+": "6", "unclear": "u"}  # label: key
 

@@ -91,26 +91,6 @@ def ridges(x: np.ndarray, densities: Sequence[np.ndarray], names: Sequence[str])
     return figure
 
 
-def denoisers(
-    x: Sequence[np.ndarray],
-    exact: Sequence[np.ndarray],
-    learned: Sequence[np.ndarray],
-    names: Sequence[str],
-    *,
-    xlabel: str = "$x_t$",
-    ylabel: str = "predicted $x_0$",
-) -> Figure:
-    """Predicted x_0 against x_t, or one figure of each, exact and learned, a panel for each t."""
-    figure, axes = _open(9, 3.2, len(names), squeeze=False, sharey=True)
-    for ax, at, a, b, name in zip(axes[0], x, exact, learned, names, strict=True):
-        ax.plot(at, a, color=DATA, lw=1.6, label="exact")
-        ax.plot(at, b, color=LEARNED, lw=1.6, ls="--", label="learned")
-        ax.set(title=name, xlabel=xlabel)
-    axes[0, 0].set_ylabel(ylabel)
-    axes[0, 0].legend(loc="upper left")
-    return figure
-
-
 def intervals(
     names: Sequence[str],
     series: dict[str, Sequence[Sequence[float]]],

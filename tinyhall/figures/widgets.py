@@ -14,7 +14,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..adapters import pictures
 from ..core import _check
+from ..data.images import quantised
 
 _MODULES = Path(__file__).parent / "js"
 _STYLE = (_MODULES / "explorer.css").read_text(encoding="utf-8")
@@ -135,3 +139,26 @@ class Rerun(_Shown):
             show_in.display(show_in.HTML(self._picture(**values)))
 
         return ipywidgets.interactive(show, **self.controls)
+
+
+def sprite(images: Any, columns: int = 12) -> dict[str, Any]:
+    """Images on one sheet, in a data URL under `sprite`, with its number of `columns` and the size of a `cell`.
+
+    Grey ones come as PNG, coloured ones, whose noise PNG cannot make smaller, as JPEG."""
+    from PIL import Image
+
+    images = pictures(images)
+    side = max(images.shape[2:])  # cells are square; what is not stands on black
+    images = torch.nn.functional.pad(images, (0, side - images.shape[3], 0, side - images.shape[2]), value=-1.0)
+    n, channels, height, width = images.shape
+    scale = max(48 // width, 1)  # small images are drawn larger; the browser keeps the pixels' edges
+    rows = -(-n // columns)
+    sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    sheet[:n] = quantised(images)
+    sheet = sheet.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    sheet = sheet.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    out, kind = io.BytesIO(), "png" if channels == 1 else "jpeg"
+    picture = Image.fromarray(sheet.numpy()[..., 0] if channels == 1 else sheet.numpy())
+    picture.save(out, kind, optimize=True, **({} if channels == 1 else {"quality": 85}))
+    url = f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
+    return {"sprite": url, "columns": columns, "cell": width * scale}

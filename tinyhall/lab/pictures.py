@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
@@ -26,6 +26,9 @@ from ..store.files import load_weights, once, read_json, write_json, write_tenso
 from .draws import ImageDraw
 from .experiment import Experiment, Lab, folder, spent
 from .recorders import Settling
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
 
 _SETTLED = 128  # images of which is noted when their predictions settle
 DENOISED = (5, 10, 20, 50, 100, 200, 300, 400, 500, 600, 700)  # t of the denoising error
@@ -202,6 +205,25 @@ class SimpleShapesExperiment(ShapesExperiment):
         traced = kind[draw.trace_rows]
         rows = torch.cat([(traced == k).nonzero()[:most, 0] for k, most in ((DOUBLE, 6), (IN_SUPPORT, 3))])
         return kept | {"way_of": draw.trace_rows[rows], "ways": quantised(draw.traces[rows])}
+
+
+def forms(run: Artifact, window: tuple[int, int]) -> dict[str, tuple[str, Tensor]]:
+    """The logarithm of the paper's measure over a window, in each form that an artifact of `SimpleShapesExperiment` holds: the
+    sampler of the images, and a score for each; post hoc over the windows of `post_hoc` alone."""
+    out = {}
+    for sampler, name in (("small", "DDPM run"), ("ddim", "DDIM run")):
+        kept = run.samples(sampler)
+        out[name] = (sampler, kept["log10_mean"][:, kept["windows"].tolist().index(list(window))].double())
+    kept = run.samples("small")
+    for key, name in (("log10_post_hoc", "post hoc, fresh noise"), ("log10_post_hoc_one", "post hoc, one noise")):
+        if list(window) in kept["post_hoc_windows"].tolist():
+            out[name] = ("small", kept[key][:, kept["post_hoc_windows"].tolist().index(list(window))].double())
+    return out
+
+
+def fifths(white: Tensor) -> Tensor:
+    """Images sorted into five groups of about equal white area, by index."""
+    return torch.bucketize(white.double(), white.double().quantile(torch.arange(0.2, 0.9, 0.2, dtype=torch.float64)))
 
 
 @dataclass(frozen=True)
