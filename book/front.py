@@ -145,24 +145,11 @@ def squares() -> Figure:
     """An image with two squares, in rings."""
     run = th.load("simple-shapes", "laptop")
     kept, data = run.samples("small"), run.experiment.data()
-    pictures = kept["x"][(kept["kind"][: len(kept["x"])] == DOUBLE) & (kept["counts"][: len(kept["x"]), 1] == 2)]
-    x = pictures[0]
-    return _image(x, rings(images.restored(x), data))
-
-
-def rings(x: torch.Tensor, data: th.datasets.SimpleShapes) -> list[tuple[float, float, float]]:
-    """Where in the square's column of an image white runs begin and end: row, column, radius of a ring."""
-    white = x[0] > 0
-    third = x.shape[-1] // 3
-    rows = white[:, third : 2 * third].any(1)
-    starts = [i for i in range(len(rows)) if rows[i] and (i == 0 or not rows[i - 1])]
-    found = []
-    for start in starts:
-        stop = next((i for i in range(start, len(rows)) if not rows[i]), len(rows))
-        columns = white[start:stop, third : 2 * third].any(0).nonzero()[:, 0] + third
-        if stop - start >= 4:
-            found.append(((start + stop - 1) / 2, float(columns.float().mean()), (stop - start) * 0.95))
-    return found
+    shown = len(kept["x"])
+    x = kept["x"][(kept["kind"][:shown] == DOUBLE) & (kept["counts"][:shown, 1] == 2)][0]
+    found = data.places(images.restored(x)[None])
+    half = x.shape[-1] / 16  # of a square's side
+    return _image(x, [(y + half, left + half, 2 * half) for _, shape, y, left in found.tolist() if shape == 1])
 
 
 def fingers() -> Figure:

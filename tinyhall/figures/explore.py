@@ -330,7 +330,7 @@ def answers(
     """
     _falling(t)
     shape = (len(seen), len(t), *next(iter(seen.values())).shape[1:])
-    said: dict[str | int, Tensor] = {**given, **near}
+    said: dict[Any, Tensor] = dict(given) | dict(near)
     _shaped(*((name, x, shape[1:]) for name, x in seen.items()), *((str(name), x, shape) for name, x in said.items()))
     _shaped(*((f"light of {name}", light[name], shape[:2]) for name in said))
     images = torch.stack([torch.stack(list(seen.values())), *said.values()], 2).flatten(0, 2)

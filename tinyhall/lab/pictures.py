@@ -166,7 +166,7 @@ class SimpleShapesExperiment(ShapesExperiment):
 
     velocity: ClassVar[bool] = True
     stages: ClassVar[int] = 6
-    drawn_at_stage: ClassVar[int] = 200
+    drawn_at_stage: ClassVar[int] = 100
     post_hoc: ClassVar[tuple[tuple[int, int], ...]] = ((0, 100), (500, 700), (600, 900), (700, 850))
     samples: int = 7_500
     respace: int = 250
@@ -180,7 +180,8 @@ class SimpleShapesExperiment(ShapesExperiment):
         return small | {"steps": 18_000, "batch_size": 32, "lr": 8e-4, "samples": 2_000}
 
     def drawn_by(self, sampler: str) -> int:
-        return self.samples // 2 if sampler == "ddim" else super().drawn_by(sampler)
+        shares = {"small": 1, "ddim": 2, "full": 20}  # an image takes the last a thousand calls
+        return max(self.samples // shares[sampler], 1)
 
     def kept(self, sampler: str, keep: tuple[int, int | None]) -> tuple[int, int | None]:
         return self.samples, 300 if sampler == "small" else 32  # a picture has 4 kB, and a few are shown
