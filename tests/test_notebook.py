@@ -46,7 +46,8 @@ def test_one_extra_brings_all_that_the_pages_import() -> None:
         return names
 
     there = brought("notebooks") | {wanted.split(">")[0] for wanted in project["dependencies"]}
-    there |= {"tinyhall", "matplotlib_inline", "IPython"} | ({"sklearn"} if "scikit-learn" in there else set())
+    there |= {path.stem for path in (ROOT / "book").glob("*.py")} | {"tinyhall", "matplotlib_inline", "IPython"}
+    there |= {"sklearn"} if "scikit-learn" in there else set()
     imported: set[str] = set()
     for path in (ROOT / "book").glob("**/*.ipynb"):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]

@@ -31,7 +31,7 @@ TRACE = 60  # last values of t for which an artifact keeps x0_hat of points
 EDGES = (0, 10, 20, 50, 100, 200, 300, 400, 500, 600, 700, 850, 1000)  # windows of images run from one to another
 TRACED = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900)  # t for which an artifact keeps x0_hat of images
 _POINTS = 250_000  # in flight: their traces take 60 MB
-_IMAGES = 256
+_IMAGES, _CACHED = 256, 2**17  # at a time, on a GPU; numbers of as many as a processor's cache holds the network's answers to
 _TRACED_POINTS = 300  # hallucinated ones, and as many others
 _KEPT = 10_000  # of either kind, whose scores an artifact keeps
 _TRACES = 24  # hallucinated images with a trace, and as many others; fewer of images that take more than _TRACED_SIZE together
@@ -151,7 +151,9 @@ class ImageDraw:
         trace_t = sorted({min(times, key=lambda at: abs(at - t)) for t in TRACED if t < schedule.timesteps}, reverse=True)
         sweep, trace = WindowSweep(windows), Trace(trace_t)
         most, patch = min(_TRACES, max(_TRACED_SIZE // math.prod(data.shape), 1)), data.shape[-1] // 4
-        config = replace(config, shape=data.shape, batch_size=_IMAGES)
+        on_processor = _device.pick(config.device).type == "cpu"
+        size = max(_CACHED // math.prod(data.shape), 1) if on_processor else _IMAGES
+        config = replace(config, shape=data.shape, batch_size=size)
         parts: list[tuple[Any, ...]] = []
         for part in chunks(net, schedule, n, metrics=[sweep, trace], generator=generator, config=config):
             x = part.x.cpu()
