@@ -47,7 +47,8 @@ def test_one_extra_brings_all_that_the_pages_import() -> None:
 
     there = brought("notebooks") | {wanted.split(">")[0] for wanted in project["dependencies"]}
     there |= {path.stem for path in (ROOT / "book").glob("*.py")} | {"tinyhall", "matplotlib_inline", "IPython"}
-    there |= {"sklearn"} if "scikit-learn" in there else set()
+    for package, modules in {"scikit-learn": {"sklearn"}, "matplotlib": {"PIL"}}.items():  # the latter needs pillow
+        there |= modules if package in there else set()
     imported: set[str] = set()
     for path in (ROOT / "book").glob("**/*.ipynb"):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
